@@ -1,0 +1,37 @@
+//! Generators of CoT texts behind one trait.
+
+use crate::Result;
+use ictflow_schemas::cot::CotRequest;
+
+/// One attempt at an answer, before validation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Draft {
+    /// The whole CoT.
+    pub text: String,
+    /// What the model wrote: the gaps of a guided answer, or the whole of a free one.
+    pub written: Vec<String>,
+    /// Prompt tokens of the attempt.
+    pub tokens_in: i64,
+    /// Generated tokens, forced words not counted.
+    pub tokens_out: i64,
+    /// Why it ended: `stop` or `length`.
+    pub finish_reason: String,
+}
+
+/// A generator of CoT texts. One call is one attempt.
+pub trait Generate: Send {
+    /// The model's id: SHA-256 of the file as downloaded, or the service's name.
+    fn model(&self) -> &str;
+
+    /// name@BLAKE3 of the prompt file, 16 hex digits.
+    fn prompt_version(&self) -> &str;
+
+    /// The decoding parameters with the schedule of attempts, canonical JSON.
+    fn parameters(&self) -> &str;
+
+    /// How many attempts the schedule has.
+    fn attempts(&self) -> u32;
+
+    /// Makes attempt `attempt` (from 1) at an answer. Deterministic for a local model.
+    fn generate(&mut self, request: &CotRequest, attempt: u32) -> Result<Draft>;
+}

@@ -1,0 +1,93 @@
+//! Features: the vectors that a ranker reads, and the demonstrations that they stand on.
+
+use crate::Millis;
+use crate::framing::Frame;
+use crate::history::Identity;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// How complete the demonstrations of a feature are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CotStatus {
+    /// k = 0.
+    None,
+    /// 0 < k < K.
+    Partial,
+    /// k = K and at least one demonstration has the fallback's text.
+    Stale,
+    /// k = K and all are fresh.
+    Full,
+}
+
+impl CotStatus {
+    /// The status of k demonstrations of K.
+    pub fn of(k: usize, k_max: usize, any_stale: bool) -> Self {
+        if k == 0 {
+            CotStatus::None
+        } else if k < k_max {
+            CotStatus::Partial
+        } else if any_stale {
+            CotStatus::Stale
+        } else {
+            CotStatus::Full
+        }
+    }
+}
+
+/// One demonstration as a feature used it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsedDemonstration {
+    /// The point id.
+    pub id: String,
+    /// The exact integer score.
+    pub score: i64,
+    /// 1 or 0.
+    pub label: i32,
+    /// True where the text is the demonstration's own CoT, false for the fallback.
+    pub fresh: bool,
+}
+
+/// A record of the topic `features`. A pure function of the logs: epoch, position and publish
+/// time are headers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Feature {
+    /// The user.
+    pub user_id: String,
+    /// The item.
+    pub item_id: String,
+    /// The ICT vector.
+    pub ict: Vec<f32>,
+    /// The demonstrations used, ascending score, nearest last.
+    pub demonstrations: Vec<UsedDemonstration>,
+    /// How many.
+    pub k: i32,
+    /// The item ids of the user's newest history, oldest first.
+    pub history: Vec<String>,
+    /// How complete the demonstrations are.
+    pub cot_status: CotStatus,
+    /// When the oldest used CoT was written.
+    pub cot_created_at: Option<Millis>,
+    /// The version of the ICT weights.
+    pub ict_weights: String,
+    /// The encoder.
+    pub encoder: String,
+    /// The prompt version.
+    pub prompt_version: String,
+    /// The LLM.
+    pub llm_model: String,
+    /// The newest history entry's time.
+    pub event_time: Option<Millis>,
+}
+
+/// The key of `features`: framed (user_id, item_id).
+pub fn feature_key(user: &str, item: &str) -> Vec<u8> {
+    Frame::new().text(user).text(item).into_bytes()
+}
+
+/// The id of a demonstration's point: UUIDv5(UUIDv5(URL, `ictflow:demonstration`), framed
+/// (user_id, event_time, event_id, prompt_version)).
+pub fn point_id(identity: &Identity, prompt_version: &str) -> Uuid {
+    let namespace = Uuid::new_v5(&Uuid::NAMESPACE_URL, b"ictflow:demonstration");
+    Uuid::new_v5(&namespace, &identity.frame().text(prompt_version).into_bytes())
+}

@@ -1,0 +1,213 @@
+//! Values on topics: single-object Avro with the schemas of `schemas/wire`.
+//!
+//! A value is the marker `C3 01`, the writer schema's CRC-64-AVRO fingerprint (little-endian) and
+//! the Avro datum. Every version of every schema stays in `schemas/wire` and its golden bytes must
+//! decode for ever. Lines of `files` carry the same records as JSON.
+
+use crate::candidates::Candidates;
+use crate::cot::CotRecord;
+use crate::dead_letter::DeadLetter;
+use crate::embedding::Embedding;
+use crate::epoch::{EpochRecord, Progress};
+use crate::example::ExampleRecord;
+use crate::feature::Feature;
+use crate::interaction::Interaction;
+use crate::item::Item;
+use crate::topic::Topic;
+use apache_avro::Schema;
+use apache_avro::rabin::Rabin;
+use apache_avro::reader::datum::GenericDatumReader;
+use apache_avro::writer::datum::GenericDatumWriter;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::sync::OnceLock;
+
+/// Optional bytes of a record: Avro `bytes`, and in JSON an array of numbers.
+pub use apache_avro::serde::bytes_opt as optional_bytes;
+
+const MARKER: [u8; 2] = [0xC3, 0x01];
+const HEADER: usize = 10;
+
+/// Why a value could not be read. It is poison: the record can never be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    /// Not single-object Avro.
+    #[error("value does not start with the single-object marker C3 01: is it written with another framing?")]
+    Marker,
+    /// An unknown writer schema.
+    #[error("value has the schema fingerprint {0}, which no version of this topic has")]
+    Fingerprint(String),
+    /// Not a datum of its schema, or bytes follow it.
+    #[error("value is no datum of its schema: {0}")]
+    Datum(String),
+}
+
+/// The schemas of one topic: every version, newest last.
+struct Codec {
+    versions: Vec<([u8; 8], &'static Schema)>,
+}
+
+impl Codec {
+    fn new(sources: &[&str]) -> Self {
+        let versions = sources
+            .iter()
+            .map(|source| {
+                // The schemas are compiled in, and a test parses each: this cannot fail at run time.
+                let schema = Schema::parse_str(source).expect("a schema of schemas/wire parses");
+                let print = schema.fingerprint::<Rabin>();
+                let mut bytes = [0; 8];
+                bytes.copy_from_slice(&print.bytes);
+                (bytes, &*Box::leak(Box::new(schema)))
+            })
+            .collect();
+        Codec { versions }
+    }
+
+    fn newest(&self) -> &([u8; 8], &'static Schema) {
+        self.versions.last().expect("a topic has at least one schema")
+    }
+}
+
+macro_rules! codecs {
+    ($($topic:ident => [$($file:literal),+]),+ $(,)?) => {
+        fn codec(topic: Topic) -> &'static Codec {
+            match topic {
+                $(Topic::$topic => {
+                    static CODEC: OnceLock<Codec> = OnceLock::new();
+                    CODEC.get_or_init(|| Codec::new(&[$(include_str!(concat!("../wire/", $file))),+]))
+                })+
+            }
+        }
+    };
+}
+
+codecs! {
+    Interactions => ["interactions.v1.avsc"],
+    Items => ["items.v1.avsc"],
+    Candidates => ["candidates.v1.avsc"],
+    Cot => ["cot.v1.avsc"],
+    Embeddings => ["embeddings.v1.avsc"],
+    Epochs => ["epochs.v1.avsc"],
+    Progress => ["progress.v1.avsc"],
+    Features => ["features.v1.avsc"],
+    Examples => ["examples.v1.avsc"],
+    DeadLetters => ["dead_letters.v1.avsc"],
+}
+
+/// A record type with its topic.
+pub trait Wire: Serialize + DeserializeOwned {
+    /// The topic whose values are of this type.
+    const TOPIC: Topic;
+
+    /// The value as single-object Avro under the newest schema.
+    fn encode(&self) -> Vec<u8> {
+        let (print, schema) = codec(Self::TOPIC).newest();
+        let mut out = Vec::with_capacity(128);
+        out.extend_from_slice(&MARKER);
+        out.extend_from_slice(print);
+        // Both can only fail where type and schema differ, which the golden test of each type rules out.
+        GenericDatumWriter::builder(schema)
+            .build()
+            .and_then(|writer| writer.write_ser(&mut out, self))
+            .expect("a record is a datum of its own schema");
+        out
+    }
+
+    /// Reads single-object Avro of any version of the topic's schema.
+    fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+        let header = bytes.get(..HEADER).ok_or(WireError::Marker)?;
+        if header[..2] != MARKER {
+            return Err(WireError::Marker);
+        }
+        let (_, schema) = codec(Self::TOPIC)
+            .versions
+            .iter()
+            .find(|(print, _)| header[2..] == print[..])
+            .ok_or_else(|| WireError::Fingerprint(crate::framing::hex(&header[2..])))?;
+        let mut datum = &bytes[HEADER..];
+        let record = GenericDatumReader::builder(schema)
+            .build()
+            .and_then(|reader| reader.read_deser(&mut datum))
+            .map_err(|e| WireError::Datum(e.to_string()))?;
+        if !datum.is_empty() {
+            return Err(WireError::Datum(format!("{} bytes follow the datum", datum.len())));
+        }
+        Ok(record)
+    }
+}
+
+impl Wire for Interaction {
+    const TOPIC: Topic = Topic::Interactions;
+}
+impl Wire for Item {
+    const TOPIC: Topic = Topic::Items;
+}
+impl Wire for Candidates {
+    const TOPIC: Topic = Topic::Candidates;
+}
+impl Wire for CotRecord {
+    const TOPIC: Topic = Topic::Cot;
+}
+impl Wire for Embedding {
+    const TOPIC: Topic = Topic::Embeddings;
+}
+impl Wire for EpochRecord {
+    const TOPIC: Topic = Topic::Epochs;
+}
+impl Wire for Progress {
+    const TOPIC: Topic = Topic::Progress;
+}
+impl Wire for Feature {
+    const TOPIC: Topic = Topic::Features;
+}
+impl Wire for ExampleRecord {
+    const TOPIC: Topic = Topic::Examples;
+}
+impl Wire for DeadLetter {
+    const TOPIC: Topic = Topic::DeadLetters;
+}
+
+/// The newest schema of a topic, as JSON text: what a registry or another client gets.
+pub fn schema_json(topic: Topic) -> String {
+    serde_json::to_string(codec(topic).newest().1).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn interaction() -> Interaction {
+        Interaction {
+            event_id: "e".into(),
+            user_id: "u".into(),
+            item_id: "i".into(),
+            kind: "rate".into(),
+            value: Some(4.5),
+            impression_id: None,
+            event_time: -7,
+        }
+    }
+
+    #[test]
+    fn every_schema_parses_and_values_come_back() {
+        for topic in Topic::ALL {
+            assert!(!codec(topic).versions.is_empty());
+        }
+        let value = interaction();
+        assert_eq!(Interaction::decode(&value.encode()), Ok(value));
+    }
+
+    #[test]
+    fn damaged_values_are_refused_not_misread() {
+        let bytes = interaction().encode();
+        for cut in 0..bytes.len() {
+            assert!(Interaction::decode(&bytes[..cut]).is_err(), "cut at {cut}");
+        }
+        let mut longer = bytes.clone();
+        longer.push(0);
+        assert!(matches!(Interaction::decode(&longer), Err(WireError::Datum(_))));
+        let mut other = bytes;
+        other[2] ^= 1;
+        assert!(matches!(Interaction::decode(&other), Err(WireError::Fingerprint(_))));
+    }
+}
