@@ -8,6 +8,7 @@ pub mod catalog;
 pub mod config;
 pub mod cot;
 pub mod dead_letter;
+pub mod demonstration;
 pub mod embedding;
 pub mod epoch;
 pub mod example;

@@ -94,6 +94,16 @@ codecs! {
     DeadLetters => ["dead_letters.v1.avsc"],
 }
 
+/// How values are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Format {
+    /// Single-object Avro: `local` and `kafka` without a registry.
+    Avro,
+    /// The record as one JSON object: lines of `files`.
+    Json,
+}
+
 /// A record type with its topic.
 pub trait Wire: Serialize + DeserializeOwned {
     /// The topic whose values are of this type.
@@ -133,6 +143,14 @@ pub trait Wire: Serialize + DeserializeOwned {
             return Err(WireError::Datum(format!("{} bytes follow the datum", datum.len())));
         }
         Ok(record)
+    }
+
+    /// Reads a value of a format.
+    fn decode_as(format: Format, bytes: &[u8]) -> Result<Self, WireError> {
+        match format {
+            Format::Avro => Self::decode(bytes),
+            Format::Json => serde_json::from_slice(bytes).map_err(|e| WireError::Datum(e.to_string())),
+        }
     }
 }
 

@@ -1,0 +1,210 @@
+//! Judges the records of the inputs, in offset order, before they enter the dataflow.
+//!
+//! **Computes**, for `interactions`, a function of one partition's log alone, in this order:
+//! *unreadable*, *misrouted*, *future*; then the partition maximum rises to the lesser of
+//! event_time and the record's timestamp; then *late*, *seen* or *conflict*, *window_full*. What is
+//! left is accepted. Since no epoch takes part, any cut into epochs accepts the same events.
+//!
+//! **Ties, duplicates**: an identity is (user_id, event_time, event_id). Accepted again with equal
+//! fields it is *seen* and dropped in silence, with others a *conflict*.
+//!
+//! **Memory**: the identities accepted within `lateness` of the maximum, about 100 B each, at most
+//! `max_window_events` a user.
+
+use ictflow_schemas::candidates::Candidates;
+use ictflow_schemas::config::Semantics;
+use ictflow_schemas::dead_letter::Reason;
+use ictflow_schemas::framing::{Frame, partition};
+use ictflow_schemas::history::Entry;
+use ictflow_schemas::interaction::{Event, Interaction};
+use ictflow_schemas::item::Item;
+use ictflow_schemas::topic::Record;
+use ictflow_schemas::wire::{Format, Wire};
+use ictflow_schemas::{Id, Millis, NO_TIME};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+/// What became of a record of `interactions`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Judged {
+    /// It enters the dataflow.
+    Accepted(Event),
+    /// The identity was accepted before, with equal fields: dropped, only counted.
+    Seen,
+    /// It becomes a dead letter.
+    Refused(Reason),
+}
+
+/// The judge of one partition of `interactions`.
+#[derive(Clone, Debug)]
+pub struct Accept {
+    semantics: Arc<Semantics>,
+    partition: u32,
+    partitions: u32,
+    maximum: Millis,
+    /// By user, the identities accepted within the lateness window, with a digest of their fields.
+    users: HashMap<Id, BTreeMap<(Millis, Id), [u8; 32]>>,
+    /// Records accepted since users without a recent event were last dropped.
+    accepted_since_sweep: usize,
+}
+
+impl Accept {
+    /// A judge that has seen nothing.
+    pub fn new(semantics: Arc<Semantics>, partition: u32, partitions: u32) -> Self {
+        Accept {
+            semantics,
+            partition,
+            partitions,
+            maximum: NO_TIME,
+            users: HashMap::new(),
+            accepted_since_sweep: 0,
+        }
+    }
+
+    /// The partition maximum.
+    pub fn maximum(&self) -> Millis {
+        self.maximum
+    }
+
+    /// Judges the next record of the partition.
+    pub fn judge(&mut self, record: &Record, format: Format) -> Judged {
+        let Some(interaction) = self.read(record, format) else {
+            return Judged::Refused(Reason::Unreadable);
+        };
+        if partition(interaction.user_id.as_bytes(), self.partitions) != self.partition {
+            return Judged::Refused(Reason::Misrouted);
+        }
+        let time = interaction.event_time;
+        let timestamp = record.timestamp.filter(|t| *t != -1).unwrap_or(time);
+        if time > timestamp.saturating_add(self.semantics.max_future_skew_ms) {
+            return Judged::Refused(Reason::Future);
+        }
+        self.maximum = self.maximum.max(time.min(timestamp));
+        let oldest = self.maximum.saturating_sub(self.semantics.lateness_ms);
+        if time < oldest {
+            return Judged::Refused(Reason::Late);
+        }
+        self.admit(interaction, oldest)
+    }
+
+    /// A readable interaction whose key is its user, or `None`.
+    fn read(&self, record: &Record, format: Format) -> Option<Interaction> {
+        let interaction = Interaction::decode_as(format, record.value.as_deref()?).ok()?;
+        let rule = self.semantics.kinds.get(&interaction.kind)?;
+        let ids = [&interaction.user_id, &interaction.item_id, &interaction.event_id];
+        let has_ids = ids.iter().all(|id| !id.is_empty()) && interaction.impression_id.as_deref() != Some("");
+        let has_value = !rule.needs_value() || interaction.value.is_some_and(f64::is_finite);
+        let has_key = record.key.as_deref() == Some(interaction.user_id.as_bytes());
+        (has_ids && has_value && has_key).then_some(interaction)
+    }
+
+    /// Seen, conflict, window_full or accepted, for an event not older than `oldest`.
+    fn admit(&mut self, interaction: Interaction, oldest: Millis) -> Judged {
+        let user: Id = interaction.user_id.as_str().into();
+        let event_id: Id = interaction.event_id.as_str().into();
+        let fields = fields_digest(&interaction);
+        let window = self.users.entry(user.clone()).or_default();
+        // Older identities would be late, so they need no memory.
+        while let Some(first) = window.first_entry() {
+            if first.key().0 >= oldest {
+                break;
+            }
+            first.remove();
+        }
+        if let Some(known) = window.get(&(interaction.event_time, event_id.clone())) {
+            return if *known == fields { Judged::Seen } else { Judged::Refused(Reason::Conflict) };
+        }
+        if window.len() >= self.semantics.max_window_events {
+            return Judged::Refused(Reason::WindowFull);
+        }
+        window.insert((interaction.event_time, event_id.clone()), fields);
+        self.sweep(oldest);
+        let rule = self.semantics.kinds[&interaction.kind];
+        Judged::Accepted(Event {
+            user,
+            partition: self.partition,
+            engagement: rule.is_engagement(interaction.value),
+            impression: rule.impression,
+            impression_id: interaction.impression_id.as_deref().map(Id::from),
+            entry: Entry {
+                event_time: interaction.event_time,
+                event_id,
+                label: rule.label(interaction.value),
+                item: interaction.item_id.into(),
+                kind: interaction.kind.into(),
+            },
+        })
+    }
+
+    /// Drops users without an event in the window, at amortised constant cost a record.
+    fn sweep(&mut self, oldest: Millis) {
+        self.accepted_since_sweep += 1;
+        if self.accepted_since_sweep > self.users.len() + 1024 {
+            self.accepted_since_sweep = 0;
+            self.users
+                .retain(|_, window| window.last_key_value().is_some_and(|((time, _), _)| *time >= oldest));
+        }
+    }
+}
+
+/// A digest of all decoded fields; a value by its bits, so that equal means equal.
+fn fields_digest(interaction: &Interaction) -> [u8; 32] {
+    let mut frame = Frame::new().text(&interaction.item_id).text(&interaction.kind);
+    frame = match interaction.value {
+        Some(value) => frame.bytes(&value.to_bits().to_be_bytes()),
+        None => frame.bytes(b""),
+    };
+    frame = match &interaction.impression_id {
+        Some(id) => frame.int(1).text(id),
+        None => frame.int(0),
+    };
+    // The identity itself is the map's key, so it need not be in the digest.
+    ictflow_schemas::framing::digest(ictflow_schemas::framing::Domain::Identity, &frame).0
+}
+
+/// A readable record of `items`: the item id and the item, `None` where it is deleted.
+pub fn item(record: &Record, format: Format) -> Result<(Id, Option<Item>), Reason> {
+    let id = text_key(record)?;
+    match record.value.as_deref() {
+        None => Ok((id, None)),
+        Some(value) => {
+            Item::decode_as(format, value).map(|item| (id, Some(item))).map_err(|_| Reason::Unreadable)
+        }
+    }
+}
+
+/// A readable record of `candidates`: the user and the set, `None` where it is withdrawn.
+///
+/// A set with an empty item id is unreadable. On more than one partition a set that isn't on its
+/// key's is misrouted: its offset would not compare with the others of the user.
+pub fn candidates(
+    record: &Record,
+    format: Format,
+    partitions: u32,
+    max_candidates: usize,
+) -> Result<(Id, Option<Candidates>), Reason> {
+    let user = text_key(record)?;
+    let set = match record.value.as_deref() {
+        None => None,
+        Some(value) => Some(Candidates::decode_as(format, value).map_err(|_| Reason::Unreadable)?),
+    };
+    if set.as_ref().is_some_and(|set| set.items.iter().any(String::is_empty)) {
+        return Err(Reason::Unreadable);
+    }
+    if partition(user.as_bytes(), partitions) != record.partition {
+        return Err(Reason::Misrouted);
+    }
+    if set.as_ref().is_some_and(|set| set.items.len() > max_candidates) {
+        return Err(Reason::TooManyCandidates);
+    }
+    Ok((user, set))
+}
+
+/// The key as a non-empty text.
+fn text_key(record: &Record) -> Result<Id, Reason> {
+    let key = record.key.as_deref().unwrap_or_default();
+    match std::str::from_utf8(key) {
+        Ok(text) if !text.is_empty() => Ok(text.into()),
+        _ => Err(Reason::Unreadable),
+    }
+}

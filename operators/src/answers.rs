@@ -1,0 +1,125 @@
+//! The standing answers of the LLM.
+//!
+//! **Computes**: of the records of one topic key the greatest offset stands; an unusable record or
+//! a null is a tombstone of its key. A content key is answered if its ok record or its failure
+//! stands; an ok record beats a failure at any offset.
+//!
+//! **Memory**: about 300 B a record that stands, its text outside.
+
+use crate::staged::staged;
+use crate::{Changes, Epoch};
+use differential_dataflow::VecCollection;
+use ictflow_schemas::framing::Digest;
+use ictflow_schemas::history::Label;
+use ictflow_schemas::{Id, Millis};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+/// What an ok record says, without its text.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Answer {
+    /// The content key.
+    pub key: Digest,
+    /// The record's offset in its user's partition: among fallbacks the greatest wins.
+    pub offset: i64,
+    /// The user.
+    pub user: Id,
+    /// The item.
+    pub item: Id,
+    /// The decision that it explains.
+    pub decision: Label,
+    /// The prompt version.
+    pub prompt_version: Id,
+    /// The model.
+    pub llm_model: Id,
+    /// The digest of its text.
+    pub text: Digest,
+    /// When it was written.
+    pub created_at: Millis,
+}
+
+/// A record of `cot`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct AnswerChange {
+    /// (partition, offset): the order of records.
+    pub position: (u32, i64),
+    /// The content key.
+    pub key: Digest,
+    /// Whether the key is a failure's.
+    pub failure: bool,
+    /// Whether a usable record stands here; else the key's tombstone.
+    pub usable: bool,
+    /// The facts of a usable ok record.
+    pub answer: Option<Arc<Answer>>,
+}
+
+/// What the operator gives.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Output {
+    /// An ok record stands.
+    Ok(Arc<Answer>),
+    /// The key needs no call; true where only a failure stands.
+    Answered(Digest, bool),
+}
+
+#[derive(Debug, Default)]
+struct Standing {
+    ok: Option<Arc<Answer>>,
+    failed: bool,
+    emitted: Option<Option<Arc<Answer>>>,
+}
+
+/// The state of the operator.
+#[derive(Debug, Default)]
+pub struct Answers {
+    keys: HashMap<Digest, Standing>,
+}
+
+impl Answers {
+    /// Takes an epoch's changes.
+    pub fn step(&mut self, changes: Changes<AnswerChange>, out: &mut Changes<Output>) {
+        let mut records: Vec<AnswerChange> = changes.into_iter().map(|(change, _)| change).collect();
+        records.sort();
+        let mut touched = BTreeSet::new();
+        for record in records {
+            touched.insert(record.key);
+            let standing = self.keys.entry(record.key).or_default();
+            if record.failure {
+                standing.failed = record.usable;
+            } else {
+                standing.ok = record.answer;
+            }
+        }
+        for key in touched {
+            let Some(standing) = self.keys.get_mut(&key) else { continue };
+            let now = match &standing.ok {
+                Some(answer) => Some(Some(answer.clone())),
+                None => standing.failed.then_some(None),
+            };
+            if now != standing.emitted {
+                emit(key, standing.emitted.take(), -1, out);
+                emit(key, now.clone(), 1, out);
+                standing.emitted = now;
+            }
+            if standing.emitted.is_none() {
+                self.keys.remove(&key);
+            }
+        }
+    }
+}
+
+fn emit(key: Digest, answer: Option<Option<Arc<Answer>>>, diff: isize, out: &mut Changes<Output>) {
+    if let Some(ok) = answer {
+        out.push((Output::Answered(key, ok.is_none()), diff));
+        out.extend(ok.map(|answer| (Output::Ok(answer), diff)));
+    }
+}
+
+/// The operator `answers`.
+pub fn answers<'s>(
+    records: VecCollection<'s, Epoch, AnswerChange, isize>,
+) -> VecCollection<'s, Epoch, Output, isize> {
+    let mut state = Answers::default();
+    staged(records, "answers", |change| change.key.number(), move |_, changes, out| state.step(changes, out))
+}

@@ -1,0 +1,341 @@
+//! Demonstrations: eligible examples that have an item vector and a text with a known embedding.
+//!
+//! **Computes**, for each eligible example whose item has a vector: its own CoT if that stands and its
+//! text has a vector (*fresh*); else the *fallback*, among standing ok records of the same user, item,
+//! decision, prompt_version and llm_model whose text has a vector the one with the greatest offset
+//! (*stale*); with neither, nothing. So a text is served while its successor is being written, and
+//! never one that argues against the label.
+//!
+//! Also the texts that want a vector: those of the eligible examples' own CoTs.
+//!
+//! [`newest`] keeps the `max_demonstrations` newest by (label_time, point id).
+//!
+//! **Memory**: the demonstrations and the answers of their users; the broadcast catalog and vectors.
+
+use crate::answers::Answer;
+use crate::catalog::set;
+use crate::clock::Clock;
+use crate::eligible::Eligible;
+use crate::staged::{route, staged};
+use crate::{Changes, Epoch};
+use differential_dataflow::VecCollection;
+use ictflow_schemas::Id;
+use ictflow_schemas::catalog::Item;
+use ictflow_schemas::demonstration::Demonstration;
+use ictflow_schemas::epoch::Actives;
+use ictflow_schemas::example::Verdict;
+use ictflow_schemas::feature::point_id;
+use ictflow_schemas::framing::Digest;
+use ictflow_schemas::history::{Identity, Label};
+use ictflow_schemas::vector::{Quantised, VectorSum};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+/// What the operator takes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Input {
+    /// An eligible example.
+    Eligible(Eligible),
+    /// A standing ok answer.
+    Answer(Arc<Answer>),
+    /// An item's state, for the worker named.
+    Item(u64, (Id, Item)),
+    /// A text's vector, for the worker named.
+    Vector(u64, (Digest, Quantised)),
+    /// The epoch's clock, for the worker named.
+    Clock(u64, Clock),
+}
+
+/// What it gives.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Output {
+    /// A demonstration.
+    Demonstration(Arc<Demonstration>),
+    /// A CoT text that wants a vector.
+    Wanted(Digest),
+}
+
+/// What a fallback must share with an example, beside the versions.
+type Group = (Id, Id, Label);
+
+#[derive(Debug)]
+struct Held {
+    eligible: Eligible,
+    emitted: Option<Arc<Demonstration>>,
+    wanted: Option<Digest>,
+}
+
+impl Held {
+    fn group(&self) -> Group {
+        let example = &self.eligible.example;
+        (example.identity.user.clone(), example.item.clone(), example.verdict.decision())
+    }
+}
+
+/// The state of the operator.
+#[derive(Debug, Default)]
+pub struct Demonstrations {
+    held: HashMap<Identity, Held>,
+    /// By item, the examples on it or with it in their history.
+    by_item: HashMap<Id, HashSet<Identity>>,
+    by_group: HashMap<Group, HashSet<Identity>>,
+    /// By group, the standing answers by (offset, key): the last usable one is the fallback.
+    answers: HashMap<Group, BTreeMap<(i64, Digest), Arc<Answer>>>,
+    /// By text, the groups that have an answer with it.
+    by_text: HashMap<Digest, HashSet<Group>>,
+    items: HashMap<Id, Item>,
+    vectors: HashMap<Digest, Quantised>,
+    /// The versions in force.
+    actives: Arc<Actives>,
+}
+
+impl Demonstrations {
+    /// Takes an epoch's changes.
+    pub fn step(&mut self, changes: Changes<Input>, out: &mut Changes<Output>) {
+        let mut touched: BTreeSet<Identity> = BTreeSet::new();
+        let mut examples: HashMap<Identity, Option<Eligible>> = HashMap::new();
+        let mut groups: HashSet<Group> = HashSet::new();
+        let mut switched = false;
+        for (input, diff) in changes {
+            match input {
+                Input::Eligible(eligible) => {
+                    let newest = examples.entry(eligible.example.identity.clone()).or_default();
+                    if diff > 0 {
+                        *newest = Some(eligible);
+                    }
+                }
+                Input::Clock(_, clock) => {
+                    switched = self.actives != clock.actives;
+                    self.actives = clock.actives;
+                }
+                Input::Answer(answer) => {
+                    groups.insert(self.answer(answer, diff));
+                }
+                Input::Item(_, (id, item)) => {
+                    set(&mut self.items, id.clone(), item, diff);
+                    touched.extend(self.by_item.get(&id).into_iter().flatten().cloned());
+                }
+                Input::Vector(_, (text, vector)) => {
+                    set(&mut self.vectors, text, vector, diff);
+                    groups.extend(self.by_text.get(&text).into_iter().flatten().cloned());
+                }
+            }
+        }
+        let mut gone = Vec::new();
+        for (identity, eligible) in examples {
+            gone.extend(self.replace(&identity, eligible));
+            touched.insert(identity);
+        }
+        for held in gone {
+            out.extend(held.emitted.map(|old| (Output::Demonstration(old), -1)));
+            out.extend(held.wanted.map(|text| (Output::Wanted(text), -1)));
+        }
+        if switched {
+            touched.extend(self.held.keys().cloned());
+        }
+        for group in groups {
+            touched.extend(self.by_group.get(&group).into_iter().flatten().cloned());
+        }
+        for identity in touched {
+            self.emit(&identity, out);
+        }
+    }
+
+    fn answer(&mut self, answer: Arc<Answer>, diff: isize) -> Group {
+        let group: Group = (answer.user.clone(), answer.item.clone(), answer.decision);
+        let place = (answer.offset, answer.key);
+        let answers = self.answers.entry(group.clone()).or_default();
+        if diff > 0 {
+            self.by_text.entry(answer.text).or_default().insert(group.clone());
+            answers.insert(place, answer);
+            return group;
+        }
+        answers.remove(&place);
+        if !answers.values().any(|other| other.text == answer.text)
+            && let Some(groups) = self.by_text.get_mut(&answer.text)
+        {
+            groups.remove(&group);
+            if groups.is_empty() {
+                self.by_text.remove(&answer.text);
+            }
+        }
+        if answers.is_empty() {
+            self.answers.remove(&group);
+        }
+        group
+    }
+
+    /// Takes the new value of an example and gives the old one where it is no longer eligible.
+    fn replace(&mut self, identity: &Identity, eligible: Option<Eligible>) -> Option<Held> {
+        let old = self.held.remove(identity);
+        if let Some(old) = &old {
+            for item in items_of(&old.eligible) {
+                forget(&mut self.by_item, item, identity);
+            }
+            forget(&mut self.by_group, &old.group(), identity);
+        }
+        let Some(eligible) = eligible else { return old };
+        for item in items_of(&eligible) {
+            self.by_item.entry(item.clone()).or_default().insert(identity.clone());
+        }
+        let (emitted, wanted) = old.map_or((None, None), |old| (old.emitted, old.wanted));
+        let held = Held { eligible, emitted, wanted };
+        self.by_group.entry(held.group()).or_default().insert(identity.clone());
+        self.held.insert(identity.clone(), held);
+        None
+    }
+
+    fn emit(&mut self, identity: &Identity, out: &mut Changes<Output>) {
+        let Some(held) = self.held.get(identity) else { return };
+        let own = self
+            .answers
+            .get(&held.group())
+            .and_then(|answers| answers.values().find(|answer| answer.key == held.eligible.key));
+        let wanted = own.map(|answer| answer.text);
+        let demonstration = self.demonstration(held, own).map(Arc::new);
+        let Some(held) = self.held.get_mut(identity) else { return };
+        if wanted != held.wanted {
+            out.extend(held.wanted.map(|text| (Output::Wanted(text), -1)));
+            out.extend(wanted.map(|text| (Output::Wanted(text), 1)));
+            held.wanted = wanted;
+        }
+        if demonstration != held.emitted {
+            out.extend(held.emitted.take().map(|old| (Output::Demonstration(old), -1)));
+            out.extend(demonstration.clone().map(|new| (Output::Demonstration(new), 1)));
+            held.emitted = demonstration;
+        }
+    }
+
+    fn demonstration(&self, held: &Held, own: Option<&Arc<Answer>>) -> Option<Demonstration> {
+        let example = &held.eligible.example;
+        let item_state = self.items.get(&example.item)?.clone();
+        let width = item_state.vector.as_ref()?.vector.len();
+        let own = own.filter(|answer| self.vectors.contains_key(&answer.text));
+        let answer = match own {
+            Some(answer) => answer,
+            None => self.fallback(held)?,
+        };
+        let history: Vec<(Id, Option<Item>)> = example
+            .history
+            .iter()
+            .map(|entry| (entry.item.clone(), self.items.get(&entry.item).cloned()))
+            .collect();
+        let text = VectorSum::over(
+            history.iter().filter_map(|(_, item)| Some(&*item.as_ref()?.vector.as_ref()?.vector)),
+        );
+        Some(Demonstration {
+            label_time: example.label_time,
+            id: point_id(&example.identity, &answer.prompt_version),
+            identity: example.identity.clone(),
+            item: example.item.clone(),
+            item_state,
+            positive: example.verdict == Verdict::Positive,
+            history,
+            mean: text.mean(width),
+            text,
+            cot: self.vectors.get(&answer.text)?.clone(),
+            cot_key: answer.key,
+            fresh: own.is_some(),
+            cot_created_at: answer.created_at,
+        })
+    }
+
+    /// The usable answer of the versions in force with the greatest offset.
+    fn fallback(&self, held: &Held) -> Option<&Arc<Answer>> {
+        let answers = self.answers.get(&held.group())?;
+        answers.values().rev().find(|answer| {
+            self.vectors.contains_key(&answer.text)
+                && *answer.prompt_version == *self.actives.prompt_version
+                && *answer.llm_model == *self.actives.llm_model
+        })
+    }
+}
+
+/// The items whose state a demonstration depends on.
+fn items_of(eligible: &Eligible) -> impl Iterator<Item = &Id> {
+    std::iter::once(&eligible.example.item).chain(eligible.example.history.iter().map(|entry| &entry.item))
+}
+
+fn forget<K: std::hash::Hash + Eq>(index: &mut HashMap<K, HashSet<Identity>>, key: &K, identity: &Identity) {
+    if let Some(identities) = index.get_mut(key) {
+        identities.remove(identity);
+        if identities.is_empty() {
+            index.remove(key);
+        }
+    }
+}
+
+/// The operator `demonstrations`. `items` and `vectors` are broadcast.
+pub fn demonstrations<'s>(
+    eligible: VecCollection<'s, Epoch, Eligible, isize>,
+    answers: VecCollection<'s, Epoch, Arc<Answer>, isize>,
+    items: VecCollection<'s, Epoch, (u64, (Id, Item)), isize>,
+    vectors: VecCollection<'s, Epoch, (u64, (Digest, Quantised)), isize>,
+    clock: VecCollection<'s, Epoch, (u64, Clock), isize>,
+) -> VecCollection<'s, Epoch, Output, isize> {
+    let mut state = Demonstrations::default();
+    let input = eligible
+        .map(Input::Eligible)
+        .concat(answers.map(Input::Answer))
+        .concat(items.map(|(worker, item)| Input::Item(worker, item)))
+        .concat(vectors.map(|(worker, known)| Input::Vector(worker, known)))
+        .concat(clock.map(|(worker, clock)| Input::Clock(worker, clock)));
+    let by = |input: &Input| match input {
+        Input::Eligible(eligible) => route(&eligible.example.identity.user),
+        Input::Answer(answer) => route(&answer.user),
+        Input::Item(worker, _) | Input::Vector(worker, _) | Input::Clock(worker, _) => *worker,
+    };
+    staged(input, "demonstrations", by, move |_, changes, out| state.step(changes, out))
+}
+
+/// The operator `newest`: of all demonstrations the `limit` newest by (label_time, point id). One
+/// worker decides, since the rule is global.
+pub fn newest<'s>(
+    demonstrations: VecCollection<'s, Epoch, Arc<Demonstration>, isize>,
+    limit: usize,
+) -> VecCollection<'s, Epoch, Arc<Demonstration>, isize> {
+    let mut state = Newest { limit, kept: BTreeSet::new(), surplus: BTreeSet::new() };
+    staged(demonstrations, "newest", |_| 0, move |_, changes, out| state.step(changes, out))
+}
+
+/// The state of [`newest`]: what is kept and what is over the limit. Every kept one is newer than
+/// every surplus one.
+#[derive(Debug)]
+struct Newest {
+    limit: usize,
+    kept: BTreeSet<Arc<Demonstration>>,
+    surplus: BTreeSet<Arc<Demonstration>>,
+}
+
+impl Newest {
+    fn step(&mut self, changes: Changes<Arc<Demonstration>>, out: &mut Changes<Arc<Demonstration>>) {
+        let mut net: BTreeMap<Arc<Demonstration>, isize> = BTreeMap::new();
+        for (demonstration, diff) in changes {
+            if diff < 0 {
+                if self.kept.remove(&demonstration) {
+                    *net.entry(demonstration).or_default() -= 1;
+                } else {
+                    self.surplus.remove(&demonstration);
+                }
+            } else {
+                self.surplus.insert(demonstration);
+            }
+        }
+        // All new ones wait in the surplus: raise the newest, then let the oldest kept go.
+        while let Some(candidate) = self.surplus.last()
+            && (self.kept.len() < self.limit || self.kept.first().is_some_and(|oldest| oldest < candidate))
+        {
+            let Some(raised) = self.surplus.pop_last() else { break };
+            *net.entry(raised.clone()).or_default() += 1;
+            self.kept.insert(raised);
+            if self.kept.len() > self.limit
+                && let Some(oldest) = self.kept.pop_first()
+            {
+                *net.entry(oldest.clone()).or_default() -= 1;
+                self.surplus.insert(oldest);
+            }
+        }
+        out.extend(net.into_iter().filter(|(_, diff)| *diff != 0));
+    }
+}
