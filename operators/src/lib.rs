@@ -13,6 +13,7 @@ pub mod clock;
 pub mod demonstrations;
 pub mod eligible;
 pub mod examples;
+pub mod features;
 pub mod history;
 pub mod ict;
 pub mod journal;
