@@ -1,1 +1,3 @@
-//! stub
+//! Assembly of ictflow: the graph, the jobs, the one binary.
+pub mod engine;
+pub mod pipeline;

@@ -63,6 +63,32 @@ pub enum Output {
     Answered(Digest, bool),
 }
 
+impl Output {
+    /// The standing ok record.
+    pub fn ok(self) -> Option<Arc<Answer>> {
+        match self {
+            Output::Ok(answer) => Some(answer),
+            _ => None,
+        }
+    }
+
+    /// The key that needs no call.
+    pub fn answered(self) -> Option<Digest> {
+        match self {
+            Output::Answered(key, _) => Some(key),
+            _ => None,
+        }
+    }
+
+    /// The key for which only a failure stands.
+    pub fn failed(self) -> Option<Digest> {
+        match self {
+            Output::Answered(key, true) => Some(key),
+            _ => None,
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Standing {
     ok: Option<Arc<Answer>>,

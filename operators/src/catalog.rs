@@ -62,6 +62,24 @@ pub enum Output {
     Wanted(Digest),
 }
 
+impl Output {
+    /// The item and its state.
+    pub fn item(self) -> Option<(Id, Item)> {
+        match self {
+            Output::Item(id, item) => Some((id, item)),
+            _ => None,
+        }
+    }
+
+    /// The text that wants a vector.
+    pub fn wanted(self) -> Option<Digest> {
+        match self {
+            Output::Wanted(text) => Some(text),
+            _ => None,
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Entry {
     facts: Option<ItemFacts>,

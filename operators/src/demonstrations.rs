@@ -56,6 +56,24 @@ pub enum Output {
     Wanted(Digest),
 }
 
+impl Output {
+    /// The demonstration.
+    pub fn demonstration(self) -> Option<Arc<Demonstration>> {
+        match self {
+            Output::Demonstration(demonstration) => Some(demonstration),
+            _ => None,
+        }
+    }
+
+    /// The CoT text that wants a vector.
+    pub fn wanted(self) -> Option<Digest> {
+        match self {
+            Output::Wanted(text) => Some(text),
+            _ => None,
+        }
+    }
+}
+
 /// What a fallback must share with an example, beside the versions.
 type Group = (Id, Id, Label);
 

@@ -79,6 +79,24 @@ pub enum Output {
     Example(Arc<Example>),
 }
 
+impl Output {
+    /// The user and the newest history.
+    pub fn newest(self) -> Option<(Id, History)> {
+        match self {
+            Output::Newest(user, history) => Some((user, history)),
+            _ => None,
+        }
+    }
+
+    /// The example.
+    pub fn example(self) -> Option<Arc<Example>> {
+        match self {
+            Output::Example(example) => Some(example),
+            _ => None,
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct User {
     partition: u32,

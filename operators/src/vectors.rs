@@ -38,6 +38,24 @@ pub enum Output {
     Answered(Digest),
 }
 
+impl Output {
+    /// The text and vector of a known text.
+    pub fn known(self) -> Option<(Digest, Quantised)> {
+        match self {
+            Output::Known(text, vector) => Some((text, vector)),
+            _ => None,
+        }
+    }
+
+    /// The text that needs no call.
+    pub fn answered(self) -> Option<Digest> {
+        match self {
+            Output::Answered(text) => Some(text),
+            _ => None,
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Standing {
     vector: Option<Quantised>,

@@ -1,0 +1,214 @@
+//! The whole dataflow on one screen.
+//!
+//! ```text
+//! interactions ─ accept ─▶ events ─┬─ history ─┬─ examples ─ eligible ─┬─ journal ─▶ generate ─▶ cot
+//!                                  │           └─ newest ───────┐      │
+//! candidates ──────────────────────┴─ pairs ───────────────────┐│      └──────────────┐
+//! items ─ accept ─▶ items ─ catalog ─┬─ states (broadcast) ────┤├──────┬──────────────┤
+//!                                    └─ texts ─ journal ─▶ embed ─▶ embeddings        │
+//! embeddings ─▶ vectors (broadcast) ─ catalog, demonstrations  ││                     │
+//! cot ─▶ answers ──────────────────────────────────────────────┼┼── demonstrations ◀──┘
+//!                                                              ││        │ newest (broadcast)
+//!                                                              ▼▼        ▼
+//!                                                             retrieval ─ features ─▶ sink
+//! ```
+//!
+//! Data enters only at an epoch whose bounds are committed. What is slow or not deterministic, the
+//! LLM and the encoder, runs outside: its answers are logs and come back as inputs. Nothing
+//! downstream calls upstream; feedback happens only through a topic. Operators are named as the
+//! files of `operators/src`.
+
+use differential_dataflow::input::InputSession;
+use differential_dataflow::{ExchangeData, VecCollection};
+use ictflow_operators::answers::{self, AnswerChange};
+use ictflow_operators::catalog::{self, ItemChange};
+use ictflow_operators::clock::Clock;
+use ictflow_operators::demonstrations::{self, demonstrations, newest};
+use ictflow_operators::eligible::eligible;
+use ictflow_operators::features::{FeatureUpdate, features};
+use ictflow_operators::history::{self, history};
+use ictflow_operators::ict::Weights;
+use ictflow_operators::journal::journal;
+use ictflow_operators::pairs::{CandidateChange, pairs};
+use ictflow_operators::retrieval::retrieval;
+use ictflow_operators::staged::broadcast;
+use ictflow_operators::vectors::{self, EmbeddingChange};
+use ictflow_operators::{Changes, Epoch};
+use ictflow_schemas::config::Semantics;
+use ictflow_schemas::cot::PromptView;
+use ictflow_schemas::demonstration::Demonstration;
+use ictflow_schemas::example::Example;
+use ictflow_schemas::framing::Digest;
+use ictflow_schemas::interaction::Event;
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use timely::dataflow::ProbeHandle;
+use timely::worker::Worker;
+
+/// What enters in one epoch, or one worker's share of it.
+#[derive(Clone, Debug, Default)]
+pub struct EpochInput {
+    /// Accepted events.
+    pub events: Vec<Event>,
+    /// Records of `items`.
+    pub items: Vec<ItemChange>,
+    /// Records of `candidates`.
+    pub candidates: Vec<CandidateChange>,
+    /// Records of `cot`.
+    pub answers: Vec<AnswerChange>,
+    /// Records of `embeddings`.
+    pub embeddings: Vec<EmbeddingChange>,
+}
+
+/// What leaves in one epoch, or one worker's share of it.
+#[derive(Clone, Debug, Default)]
+pub struct EpochOutput {
+    /// Touched pairs.
+    pub features: Changes<FeatureUpdate>,
+    /// Changed examples.
+    pub examples: Changes<Arc<Example>>,
+    /// The prompt view: distinct wanted keys.
+    pub wanted: Changes<Digest>,
+    /// Wanted keys without an answer.
+    pub generate: Changes<(Digest, Arc<PromptView>)>,
+    /// Wanted texts without a vector.
+    pub embed: Changes<Digest>,
+    /// Demonstrations in the pool.
+    pub demonstrations: Changes<Arc<Demonstration>>,
+    /// Keys with only a failure standing.
+    pub failed: Changes<Digest>,
+    /// Users with a newest history.
+    pub history_users: isize,
+    /// Events that this worker's `history` took.
+    pub events: u64,
+}
+
+/// The inputs of one worker.
+pub struct Inputs {
+    events: InputSession<Epoch, Event, isize>,
+    items: InputSession<Epoch, ItemChange, isize>,
+    candidates: InputSession<Epoch, CandidateChange, isize>,
+    answers: InputSession<Epoch, AnswerChange, isize>,
+    embeddings: InputSession<Epoch, EmbeddingChange, isize>,
+    clock: InputSession<Epoch, (u64, Clock), isize>,
+}
+
+/// A dataflow as one worker holds it.
+pub struct Pipeline {
+    inputs: Inputs,
+    probe: ProbeHandle<Epoch>,
+    outbox: Rc<RefCell<EpochOutput>>,
+}
+
+/// Builds the graph on a worker.
+pub fn pipeline(worker: &mut Worker, semantics: &Arc<Semantics>, weights: &Arc<Weights>) -> Pipeline {
+    let peers = worker.peers();
+    let outbox = Rc::new(RefCell::new(EpochOutput::default()));
+    let probe = ProbeHandle::new();
+    let inputs = worker.dataflow::<Epoch, _, _>(|scope| {
+        let (mut inputs, k) = (Inputs::new(), semantics.demonstrations);
+        let clock = inputs.clock.to_collection(scope);
+        let events = inputs.events.to_collection(scope);
+        let candidates = inputs.candidates.to_collection(scope);
+
+        let vectors = vectors::vectors(inputs.embeddings.to_collection(scope));
+        let known = broadcast(vectors.clone().flat_map(vectors::Output::known), peers);
+        let embedded = vectors.flat_map(vectors::Output::answered);
+
+        let catalog = catalog::catalog(inputs.items.to_collection(scope), known.clone());
+        let states = broadcast(catalog.clone().flat_map(catalog::Output::item), peers);
+        let item_texts = catalog.flat_map(catalog::Output::wanted);
+
+        let histories = history(events.clone(), clock.clone(), semantics.clone());
+        let examples = histories.clone().flat_map(history::Output::example);
+        let newest_histories = histories.flat_map(history::Output::newest);
+        let pairs = pairs(events.clone(), candidates, clock.clone(), semantics.clone());
+
+        let eligible = eligible(examples.clone(), states.clone(), clock.clone(), semantics.clone());
+        let answers = answers::answers(inputs.answers.to_collection(scope));
+        let prompts = eligible.clone().map(|e| (e.key, e.view));
+        let generate = journal(prompts, answers.clone().flat_map(answers::Output::answered));
+
+        let texts = answers.clone().flat_map(answers::Output::ok);
+        let found = demonstrations(eligible, texts, states.clone(), known, clock.clone());
+        let pool = newest(found.clone().flat_map(demonstrations::Output::demonstration), semantics.max_demonstrations);
+        let cot_texts = found.flat_map(demonstrations::Output::wanted);
+        let embed = journal(item_texts.concat(cot_texts).map(|text| (text, ())), embedded);
+
+        let pooled = broadcast(pool.clone(), peers);
+        let retrieved = retrieval(pairs, newest_histories.clone(), states, pooled, clock.clone(), k);
+        let features = features(retrieved, clock, weights.clone(), k);
+
+        let out = |outbox: &Rc<RefCell<EpochOutput>>| (outbox.clone(), probe.clone());
+        deliver(features, out(&outbox), |out, datum, diff| out.features.push((datum, diff)));
+        deliver(examples, out(&outbox), |out, datum, diff| out.examples.push((datum, diff)));
+        deliver(generate.wanted, out(&outbox), |out, (key, _), diff| out.wanted.push((key, diff)));
+        deliver(generate.requests, out(&outbox), |out, datum, diff| out.generate.push((datum, diff)));
+        deliver(embed.requests, out(&outbox), |out, (text, ()), diff| out.embed.push((text, diff)));
+        deliver(pool, out(&outbox), |out, datum, diff| out.demonstrations.push((datum, diff)));
+        let failed = answers.flat_map(answers::Output::failed);
+        deliver(failed, out(&outbox), |out, key, diff| out.failed.push((key, diff)));
+        deliver(newest_histories, out(&outbox), |out, _, diff| out.history_users += diff);
+        inputs
+    });
+    Pipeline { inputs, probe, outbox }
+}
+
+impl Inputs {
+    fn new() -> Self {
+        Inputs {
+            events: InputSession::new(),
+            items: InputSession::new(),
+            candidates: InputSession::new(),
+            answers: InputSession::new(),
+            embeddings: InputSession::new(),
+            clock: InputSession::new(),
+        }
+    }
+}
+
+impl Pipeline {
+    /// Runs one epoch: feeds this worker's share, steps until the epoch is complete everywhere, and
+    /// gives this worker's share of the output. Every worker must run every epoch, in order.
+    pub fn run(&mut self, worker: &mut Worker, epoch: Epoch, clock: Clock, input: EpochInput) -> EpochOutput {
+        let index = worker.index() as u64;
+        let inputs = &mut self.inputs;
+        inputs.clock.advance_to(epoch);
+        inputs.clock.insert((index, clock));
+        feed(&mut inputs.events, epoch, input.events);
+        feed(&mut inputs.items, epoch, input.items);
+        feed(&mut inputs.candidates, epoch, input.candidates);
+        feed(&mut inputs.answers, epoch, input.answers);
+        feed(&mut inputs.embeddings, epoch, input.embeddings);
+        inputs.clock.advance_to(epoch + 1);
+        inputs.clock.flush();
+        let probe = &self.probe;
+        worker.step_or_park_while(Some(PARK), || probe.less_than(&(epoch + 1)));
+        self.outbox.take()
+    }
+}
+
+/// How long a worker sleeps at most when it has nothing to do; it is woken by messages.
+const PARK: std::time::Duration = std::time::Duration::from_millis(5);
+
+fn feed<D: ExchangeData>(session: &mut InputSession<Epoch, D, isize>, epoch: Epoch, data: Vec<D>) {
+    session.advance_to(epoch);
+    for datum in data {
+        session.insert(datum);
+    }
+    session.advance_to(epoch + 1);
+    session.flush();
+}
+
+/// Ends a stream in the worker's outbox, with the probe that says when an epoch is complete.
+fn deliver<D: ExchangeData>(
+    stream: VecCollection<'_, Epoch, D, isize>,
+    (outbox, probe): (Rc<RefCell<EpochOutput>>, ProbeHandle<Epoch>),
+    put: impl Fn(&mut EpochOutput, D, isize) + 'static,
+) {
+    // One epoch is under way at a time, so what comes belongs to it.
+    stream
+        .inspect(move |(datum, _, diff): &(D, Epoch, isize)| put(&mut outbox.borrow_mut(), datum.clone(), *diff))
+        .probe_with(&probe);
+}
