@@ -1,1 +1,3 @@
-//! stub
+//! The verbs of ictflow: operators over the nouns of `schemas`, and the ICT module.
+
+pub mod ict;
