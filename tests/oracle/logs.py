@@ -1,0 +1,277 @@
+"""Reads and writes the dumps: JSON Lines of {topic, partition, offset, timestamp, key, headers, value}.
+
+A record is a `Record`. A key that is no text is {"hex": ..}; a value that the program couldn't decode is
+null beside `undecodable`, the hex of its bytes.
+"""
+
+import json
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+from framing import partition_of
+
+INPUTS = ("interactions", "items", "candidates", "cot", "embeddings")
+OUTPUTS = ("features", "examples", "dead_letters")
+
+
+class Record(NamedTuple):
+    """One record of a topic as the dump shows it."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: object
+    key: object
+    headers: dict
+    value: object
+    undecodable: object = None
+
+    @property
+    def position(self):
+        return (self.topic, self.partition, self.offset)
+
+
+class BadDump(Exception):
+    """The dump itself can't be used."""
+
+
+def read_dump(path):
+    """Records of one dump in (partition, offset) order. A position that comes twice is refused."""
+    records = []
+    with open(path, encoding="utf-8") as lines:
+        for at, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                raw = json.loads(line)
+                records.append(
+                    Record(
+                        raw["topic"],
+                        raw["partition"],
+                        raw["offset"],
+                        raw.get("timestamp"),
+                        raw["key"],
+                        raw.get("headers") or {},
+                        raw["value"],
+                        raw.get("undecodable"),
+                    )
+                )
+            except (ValueError, KeyError, TypeError) as error:
+                raise BadDump(f"{path}:{at}: not a record of a dump: {error!r}") from error
+    records.sort(key=lambda record: (record.partition, record.offset))
+    for before, after in zip(records, records[1:]):
+        if (before.partition, before.offset) == (after.partition, after.offset):
+            raise BadDump(f"{path}: partition {after.partition} offset {after.offset} comes twice")
+    return records
+
+
+def write_dump(path, records):
+    """The reverse of `read_dump`, for made-up worlds."""
+    with open(path, "w", encoding="utf-8") as out:
+        for record in records:
+            row = {
+                "topic": record.topic,
+                "partition": record.partition,
+                "offset": record.offset,
+                "timestamp": record.timestamp,
+                "key": record.key,
+                "headers": record.headers,
+                "value": record.value,
+            }
+            if record.undecodable is not None:
+                row["undecodable"] = record.undecodable
+            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def read_folder(folder):
+    """All dumps of a folder by name; `candidates`, `cot` and `embeddings` may be missing (an unused topic)."""
+    folder = Path(folder)
+    logs = {}
+    for name in (*INPUTS, "epochs", *OUTPUTS):
+        path = folder / f"{name}.jsonl"
+        if path.exists():
+            logs[name] = read_dump(path)
+        elif name in ("candidates", "cot", "embeddings"):
+            logs[name] = []
+        else:
+            raise BadDump(f"{path} is missing")
+    return logs
+
+
+def key_bytes(key):
+    """Raw bytes of a key that is text or {"hex"}; None for a null key."""
+    if key is None:
+        return None
+    if isinstance(key, str):
+        return key.encode("utf-8")
+    if isinstance(key, dict) and set(key) == {"hex"}:
+        return bytes.fromhex(key["hex"])
+    raise BadDump(f"a key of unknown form: {key!r}")
+
+
+OPTIONAL = {
+    "interactions": {"value": None, "impression_id": None},
+    "items": {
+        "title": None,
+        "creator": None,
+        "categories": [],
+        "tags": [],
+        "description": None,
+        "language": None,
+        "attributes": {},
+        "updated_at": 0,
+    },
+    "candidates": {},
+}
+
+
+def filled(topic, value):
+    """A value with the defaults of its schema."""
+    return None if value is None else {**OPTIONAL[topic], **value}
+
+
+def from_script(script, partitions, item_partitions=1):
+    """Records of `interactions`, `items`, `candidates` as a producer would write a script of mutate.py."""
+    counts = {"interactions": partitions, "items": item_partitions, "candidates": partitions}
+    offsets = {topic: [0] * count for topic, count in counts.items()}
+    logs = {topic: [] for topic in counts}
+    with open(script, encoding="utf-8") as lines:
+        for line in lines:
+            row = json.loads(line)
+            topic, key = row["topic"], row["key"]
+            if row.get("partition") is not None:
+                partition = row["partition"]
+            elif key is None:
+                partition = 0
+            else:
+                partition = partition_of(key.encode("utf-8"), counts[topic])
+            offset = offsets[topic][partition]
+            offsets[topic][partition] += 1
+            raw = row.get("raw")
+            value = None if raw is not None else filled(topic, row.get("value"))
+            logs[topic].append(
+                Record(topic, partition, offset, row.get("timestamp"), key, {}, value, raw)
+            )
+    for records in logs.values():
+        records.sort(key=lambda record: (record.partition, record.offset))
+    return logs, counts
+
+
+class NotAvro(Exception):
+    """The bytes are no Avro of the schema."""
+
+
+class _Avro:
+    """Just enough of Avro's binary form to read the three input schemas."""
+
+    def __init__(self, data):
+        self.data = data
+        self.at = 0
+
+    def take(self, n):
+        if n < 0 or self.at + n > len(self.data):
+            raise NotAvro
+        piece = self.data[self.at : self.at + n]
+        self.at += n
+        return piece
+
+    def long(self):
+        value, shift = 0, 0
+        while True:
+            byte = self.take(1)[0]
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                break
+            shift += 7
+            if shift > 63:
+                raise NotAvro
+        return (value >> 1) ^ -(value & 1)
+
+    def string(self):
+        try:
+            return self.take(self.long()).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise NotAvro from error
+
+    def double(self):
+        return struct.unpack("<d", self.take(8))[0]
+
+    def optional(self, read):
+        branch = self.long()
+        if branch not in (0, 1):
+            raise NotAvro
+        return read() if branch else None
+
+    def blocks(self):
+        while count := self.long():
+            if count < 0:
+                count = -count
+                self.long()
+            if count > len(self.data):
+                raise NotAvro
+            yield from range(count)
+
+    def strings(self):
+        return [self.string() for _ in self.blocks()]
+
+    def text_map(self):
+        return {self.string(): self.string() for _ in self.blocks()}
+
+
+def _avro_interactions(a):
+    return {
+        "event_id": a.string(),
+        "user_id": a.string(),
+        "item_id": a.string(),
+        "kind": a.string(),
+        "value": a.optional(a.double),
+        "impression_id": a.optional(a.string),
+        "event_time": a.long(),
+    }
+
+
+def _avro_items(a):
+    return {
+        "title": a.optional(a.string),
+        "creator": a.optional(a.string),
+        "categories": a.strings(),
+        "tags": a.strings(),
+        "description": a.optional(a.string),
+        "language": a.optional(a.string),
+        "attributes": a.text_map(),
+        "updated_at": a.long(),
+    }
+
+
+def _avro_candidates(a):
+    return {"computed_at": a.long(), "items": a.strings()}
+
+
+READERS = {"interactions": _avro_interactions, "items": _avro_items, "candidates": _avro_candidates}
+
+
+def decodes_to(topic, payload, value):
+    """Do raw bytes (JSON, bare Avro, or Avro behind a registry header) mean this value?"""
+    want = filled(topic, value)
+
+    def same(got):
+        return got == want or repr(got) == repr(want)
+
+    try:
+        got = json.loads(payload.decode("utf-8"))
+        if isinstance(got, dict) and same(filled(topic, got)):
+            return True
+    except ValueError:
+        pass
+    for skip in (0, 5):
+        if skip and payload[:1] != b"\x00":
+            continue
+        reader = _Avro(payload[skip:])
+        try:
+            got = READERS[topic](reader)
+        except (NotAvro, struct.error):
+            continue
+        if reader.at == len(reader.data) and same(got):
+            return True
+    return False

@@ -1,0 +1,520 @@
+"""A seeded mutator: turns MovieLens ratings (RecBole files) into a script of records that meets every rule.
+
+    python mutate.py --data FOLDER --out script.jsonl [--events N] [--seed S] [--partitions P]
+                     [--max-window-events W] [--no-mutations]
+
+Each line of the script is one record to produce, in order:
+    {"topic": "interactions" | "items" | "candidates", "key": text | null, "value": object | null,
+     "timestamp": ms | null, "raw"?: hex of the bytes to write instead of `value`, "partition"?: n}
+`partition` is given for misrouted records only; the others go where murmur2 of the key says (a null key: any
+partition, 0 in `oracle.py rules`).
+
+Time is the stream's own: a record is written at its delivery time, which is the event's time unless a mutation
+delays it. Since every earlier record has an event time at or before its delivery, an event that is delivered at
+most `lateness` after its time is never late, however the data's days jump. A hopelessly late one is put right
+behind a record of its own partition that has carried the maximum past it.
+
+`--max-window-events` sizes the bursts: run the program with the same value (default 250), or no `window_full`
+shows. The other values of the semantic config are the design's defaults.
+"""
+
+import argparse
+import json
+import random
+from bisect import bisect_right
+from collections import defaultdict
+from pathlib import Path
+
+from framing import partition_of
+
+SECOND = 1_000
+MINUTE = 60 * SECOND
+HOUR = 60 * MINUTE
+DAY = 24 * HOUR
+LATENESS = 10 * MINUTE
+SKEW = 5 * MINUTE
+WINDOW = 30 * MINUTE
+MAX_CANDIDATES = 1_000
+BLOCK = 1_000  # ratings between two rounds of candidate sets
+OTHERS = 20  # items beside those rated, and of the last sets
+
+
+def read_atomic(path):
+    """Rows of a RecBole file as dicts; a column is named `name:type`."""
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    names = [column.split(":")[0] for column in lines[0].split("\t")]
+    return [dict(zip(names, line.split("\t"))) for line in lines[1:] if line]
+
+
+def read_ratings(folder, limit):
+    """(time in ms, user, item, rating) in time order; equal times stay in the file's order."""
+    rows = read_atomic(folder / "ml-100k.inter")
+    ratings = [(int(float(r["timestamp"])) * 1000, r["user_id"], r["item_id"], float(r["rating"])) for r in rows]
+    ratings.sort(key=lambda row: row[0])
+    return ratings[:limit]
+
+
+def read_items(folder):
+    """Item records by id, as the catalog first knows them."""
+    items = {}
+    for row in read_atomic(folder / "ml-100k.item"):
+        year = row["release_year"] if row["release_year"].isdigit() else None
+        items[row["item_id"]] = {
+            "title": f"{row['movie_title']} ({year})" if year else row["movie_title"],
+            "creator": None,
+            "categories": [name for name in row["class"].split(" ") if name and name != "unknown"],
+            "tags": [f"{year[:3]}0s"] if year else [],
+            "description": None,
+            "language": "en",
+            "attributes": {"release_year": year} if year else {},
+            "updated_at": 0,
+        }
+    return items
+
+
+class Script:
+    """Collects records with their delivery time; equal times keep (major, minor, order of creation)."""
+
+    def __init__(self):
+        self.rows = []
+
+    def put(self, when, major, topic, key, value, minor=0, stamp="when", raw=None, partition=None):
+        row = {"topic": topic, "key": key, "value": value, "timestamp": when if stamp == "when" else stamp}
+        if raw is not None:
+            row["raw"] = raw.hex()
+        if partition is not None:
+            row["partition"] = partition
+        self.rows.append((when, major, minor, len(self.rows), row))
+
+    def write(self, path):
+        self.rows.sort(key=lambda entry: entry[:4])
+        with open(path, "w", encoding="utf-8") as out:
+            for entry in self.rows:
+                out.write(json.dumps(entry[4], ensure_ascii=False) + "\n")
+
+
+def event(event_id, user, item, kind, time, value=None, impression_id=None):
+    """The value of an interaction."""
+    return {
+        "event_id": event_id,
+        "user_id": user,
+        "item_id": item,
+        "kind": kind,
+        "value": value,
+        "impression_id": impression_id,
+        "event_time": time,
+    }
+
+
+class Mutator:
+    """One run over the ratings."""
+
+    def __init__(self, ratings, items, seed, partitions, max_window_events, mutations):
+        self.ratings = ratings
+        self.items = items
+        self.names = sorted(items)
+        self.random = random.Random(seed)
+        self.partitions = partitions
+        self.max_window_events = max_window_events
+        self.mutations = mutations
+        self.script = Script()
+        self.begin = ratings[0][0]
+        self.end = ratings[-1][0]
+        self.seen = defaultdict(set)
+        for _, user, item, _ in ratings:
+            self.seen[user].add(item)
+        self.home = {user: partition_of(user.encode(), partitions) for user in self.seen}
+        self.by_partition = defaultdict(lambda: ([], []))  # times, indices of the ratings
+        for n, (time, user, _, _) in enumerate(ratings):
+            times, at = self.by_partition[self.home[user]]
+            times.append(time)
+            at.append(n)
+
+    def chance(self, share):
+        return self.random.random() < share
+
+    def often(self, share):
+        """How often a mutation is to happen: a share of the ratings, but at least a few."""
+        return max(3, round(share * len(self.ratings)))
+
+    def run(self):
+        self.first_items()
+        for n in range(len(self.ratings)):
+            self.rating(n)
+        self.candidate_rounds()
+        if self.mutations:
+            self.item_changes()
+            self.boundary_events()
+            self.future_events()
+            self.unreadable_events()
+            self.misrouted_events()
+            self.bursts()
+            self.last_day()
+        self.last_sets()
+        return self.script
+
+    # --- interactions -----------------------------------------------------------------------------------------
+
+    def deliver(self, n, value, minor=0, mutable=True):
+        """Writes an event: mostly at its time, sometimes late, hopelessly late, twice, or with other fields."""
+        user, when, major, stamp = value["user_id"], value["event_time"], n, "when"
+        if self.mutations and mutable:
+            if self.chance(0.05):
+                when += self.random.choice([self.random.randint(1, 60), self.random.randint(1, 599), 600]) * SECOND
+            elif self.chance(0.002):
+                times, at = self.by_partition[self.home[user]]
+                behind = bisect_right(times, when + LATENESS)
+                if behind < len(times):
+                    when, major, minor = times[behind], at[behind], 9
+            elif self.chance(0.003):
+                stamp = self.random.choice([None, -1])
+        self.script.put(when, major, "interactions", user, value, minor, stamp)
+        if not (self.mutations and mutable):
+            return
+        if self.chance(0.01):
+            again = when + self.random.choice([0, 1, 30, 300, 540, 900, 7200]) * SECOND
+            self.script.put(again, major, "interactions", user, value, minor + 1)
+        if self.chance(0.01):
+            other = dict(value)
+            change = self.random.randrange(4)
+            if change == 0:
+                other["item_id"] = self.random.choice(self.names)
+            elif change == 1:
+                other["kind"] = "click" if value["kind"] != "click" else "like"
+            elif change == 2:
+                other["value"] = 0.25 if value["value"] is None else value["value"] + 0.5
+            else:
+                other["impression_id"] = "another"
+            if other != value:
+                again = when + self.random.randint(0, 500) * SECOND
+                self.script.put(again, major, "interactions", user, other, minor + 1)
+
+    def rating(self, n):
+        """A rating is an impression, then its outcome; the mutations are choices of one draw."""
+        time, user, item, rating = self.ratings[n]
+        shown, rate = f"i{n}", f"r{n}"
+        named = shown if self.chance(0.4) else None
+        if not self.mutations:
+            self.deliver(n, event(shown, user, item, "impression", time))
+            self.deliver(n, event(rate, user, item, "rate", time, rating, named), 1)
+            return
+        draw = self.random.random()
+        at = time
+        if not 0.305 <= draw < 0.32:  # else an outcome without an impression
+            self.deliver(n, event(shown, user, item, "impression", time))
+        if draw < 0.10:
+            return  # the outcome is dropped
+        if draw < 0.15:  # delayed
+            at = time + self.random.choice(
+                [self.random.randint(1, 1_800_000), self.random.randint(1, 1_800_000), WINDOW - 2 * SECOND, WINDOW]
+                + ([WINDOW + 1] if self.chance(0.3) else [])
+            )
+        elif draw < 0.18:  # shown twice
+            self.deliver(n, event(f"d{n}", user, item, "impression", time + 10 * SECOND), 1)
+            at = time + 20 * SECOND
+            named = self.random.choice([None, None, shown, shown, f"d{n}"])
+        elif draw < 0.20:  # names an impression that isn't there, or one of another item
+            named = self.random.choice([f"x{n}", f"i{max(0, n - 1)}"])
+        elif draw < 0.23:  # skipped first
+            self.deliver(n, event(f"s{n}", user, item, "skip", time, None, named), 1)
+            at = time + self.random.randint(1, 300) * SECOND
+        elif draw < 0.26:
+            self.deliver(n, event(f"c{n}", user, item, "click", time, None, named), 1)
+        elif draw < 0.29:
+            watched = self.random.choice([0.0, 0.25, 0.49, 0.5, 0.75, 1.0])
+            self.deliver(n, event(f"p{n}", user, item, "play", time + SECOND, watched, named), 1)
+            at = time + 2 * SECOND
+        elif draw < 0.305:
+            kind = self.random.choice(["like", "purchase"])
+            self.deliver(n, event(f"l{n}", user, item, kind, time, None, named), 1)
+        self.deliver(n, event(rate, user, item, "rate", at, rating, named), 2)
+
+    def boundary_events(self):
+        """Events at just the maximum - lateness, put right behind the record that carries the maximum."""
+        for count in range(self.often(0.0008)):
+            n = self.random.randrange(len(self.ratings))
+            time, user, _, _ = self.ratings[n]
+            kind = self.random.choice(["click", "impression"])
+            value = event(f"b{count}", user, self.random.choice(self.names), kind, time - LATENESS)
+            self.script.put(time, n, "interactions", user, value, 8)
+
+    def future_events(self):
+        for count in range(self.often(0.001)):
+            n = self.random.randrange(len(self.ratings))
+            time, user, item, _ = self.ratings[n]
+            ahead = SKEW + self.random.choice([1, 1000, HOUR])
+            value = event(f"f{count}", user, item, "click", time + ahead)
+            self.script.put(time, n, "interactions", user, value, 5)
+            if self.chance(0.3):  # and again when its time has come
+                self.script.put(time + ahead, n, "interactions", user, value, 5)
+        for count in range(self.often(0.001)):
+            n = self.random.randrange(len(self.ratings))
+            time, user, item, _ = self.ratings[n]
+            ahead = self.random.choice([SKEW, self.random.randint(1, SKEW)])
+            self.script.put(time, n, "interactions", user, event(f"a{count}", user, item, "click", time + ahead), 5)
+
+    def raw_bytes(self, value):
+        """Bytes that are neither JSON of a record nor Avro of it: a first byte that no length or index allows."""
+        text = json.dumps(value).encode()
+        partial = {name: value[name] for name in list(value)[:3]}
+        return self.random.choice(
+            [
+                b"",
+                b"\xff" * 12 + self.random.randbytes(20),
+                text[: len(text) // 2],
+                json.dumps(partial).encode(),
+                json.dumps({**value, list(value)[-1]: "tomorrow"}).encode(),
+                b'{"event_id":"\xc3\x28"}',
+                b"[]",
+            ]
+        )
+
+    def unreadable_events(self):
+        def spoil(sort, value):
+            key = value["user_id"]
+            if sort == "raw":
+                return key, None, self.raw_bytes(value)
+            if sort == "null":
+                return key, None, None
+            if sort == "kind":
+                value["kind"] = self.random.choice(["view", "", "Click", "rating"])
+            elif sort == "no_value":
+                value["kind"], value["value"] = self.random.choice(["rate", "play"]), None
+            elif sort == "empty_id":
+                field = self.random.choice(["user_id", "item_id", "event_id"])
+                value[field] = ""
+                key = value["user_id"]
+            elif sort == "empty_impression_id":
+                value["impression_id"] = ""
+            elif sort == "null_key":
+                key = None
+            elif sort == "other_key":
+                key = self.random.choice([key + "0", " " + key, ""])
+            return key, value, None
+
+        for sort in ("raw", "null", "kind", "no_value", "empty_id", "empty_impression_id", "null_key", "other_key"):
+            for count in range(self.often(0.0003)):
+                n = self.random.randrange(len(self.ratings))
+                time, user, item, _ = self.ratings[n]
+                key, value, raw = spoil(sort, event(f"u-{sort}-{count}", user, item, "click", time))
+                self.script.put(time, n, "interactions", key, value, 6, raw=raw)
+
+    def misrouted_events(self):
+        if self.partitions < 2:
+            return
+        for count in range(self.often(0.0005)):
+            n = self.random.randrange(len(self.ratings))
+            time, user, item, _ = self.ratings[n]
+            wrong = (self.home[user] + self.random.randint(1, self.partitions - 1)) % self.partitions
+            value = event(f"m{count}", user, item, "click", time)
+            self.script.put(time, n, "interactions", user, value, 7, partition=wrong)
+
+    def bursts(self):
+        """A user with more events within the lateness window than `max_window_events`."""
+        for count in range(4):
+            n = self.random.randrange(len(self.ratings))
+            time, user, _, _ = self.ratings[n]
+            for k in range(self.max_window_events + 20):
+                kind, amount = ("impression", None) if k % 2 else ("play", 0.3)
+                at = time + k * 100
+                value = event(f"w{count}-{k}", user, self.random.choice(self.names), kind, at, amount)
+                self.script.put(at, n, "interactions", user, value, 4)
+
+    def last_day(self):
+        """Impressions that nobody answered: of the last day, of the last minutes, and of users without a history."""
+        users = sorted(self.seen)
+        newcomers = [f"new{k}" for k in range(40)]
+        rows = [(self.random.choice(users), self.random.randint(30 * MINUTE, 23 * HOUR)) for _ in range(80)]
+        rows += [(self.random.choice(users), self.random.randint(0, 29 * MINUTE)) for _ in range(60)]
+        rows += [(user, self.random.randint(0, 20 * HOUR)) for user in newcomers]
+        for count, (user, ago) in enumerate(rows):
+            item = self.random.choice([name for name in self.names if name not in self.seen.get(user, ())])
+            time = max(self.begin, self.end - ago)
+            self.script.put(time, len(self.ratings), "interactions", user, event(f"z{count}", user, item, "impression", time))
+
+    # --- items ------------------------------------------------------------------------------------------------
+
+    def put_item(self, when, major, key, value, raw=None):
+        if value is not None:
+            value = {**value, "updated_at": when}
+        self.script.put(when, major, "items", key, value, -2, raw=raw)
+
+    def first_items(self):
+        for at, name in enumerate(self.names):
+            item = self.items[name]
+            if self.mutations:
+                maker = self.random.randrange(300)
+                if maker < 240:
+                    # Decomposed letters and stray blanks: both are normalised away.
+                    spelled = [f"Studio {maker}", f" Studio\u00a0{maker} ", f"Stu\u0308dio\t{maker}", f"St\u00fcdio {maker}"]
+                    item["creator"] = spelled[maker % 4]
+                if self.chance(0.05) and item["categories"]:
+                    item["categories"] = [*item["categories"], " " + item["categories"][0], " "]
+            self.put_item(self.begin - HOUR + at, -1, name, item)
+
+    def item_changes(self):
+        """Edits, deletes, rebirths and unreadable records, in the order of time, on items by their popularity."""
+        alive = {name: dict(item) for name, item in self.items.items()}
+        older = defaultdict(list)
+        gone = {}
+        for n in sorted(self.random.randrange(len(self.ratings)) for _ in range(self.often(0.01))):
+            when = self.ratings[n][0]
+            name = self.random.choice(self.ratings)[2]
+            draw = self.random.random()
+            if draw < 0.10 and gone:
+                name = self.random.choice(sorted(gone))
+                draw = 1.0
+            if name in gone:
+                if draw < 0.3:
+                    self.put_item(when, n, name, None)  # deleted twice
+                    continue
+                alive[name] = gone.pop(name)
+                if self.chance(0.5):
+                    alive[name] = {**alive[name], "description": f"Back again, {n}."}
+                self.put_item(when, n, name, alive[name])
+                continue
+            item = alive[name]
+            if draw < 0.35:
+                older[name].append(item)
+                change = self.random.choice(["title", "description", "tags", "language"])
+                if change == "tags":
+                    item = {**item, "tags": [*item["tags"][:3], f"tag{n % 50}"]}
+                elif change == "language":
+                    item = {**item, "language": self.random.choice(["en", "de", "fr", "cafe\u0301"])}
+                elif change == "title":
+                    item = {**item, "title": item["title"].split(" [")[0] + f" [cut {n}]"}
+                else:
+                    item = {**item, "description": f"Seen  by\u3000many,\nedit {n}."}
+                self.put_item(when, n, name, item)
+            elif draw < 0.55:
+                item = {**item, "attributes": {**item["attributes"], "price": f"{n % 90}.99"}}
+                if self.chance(0.3):
+                    item["title"] = f" {item['title']}\t"  # another title, the same text
+                self.put_item(when, n, name, item)
+            elif draw < 0.72:
+                gone[name] = alive.pop(name)
+                self.put_item(when, n, name, None)
+                continue
+            elif draw < 0.80 and older[name]:
+                item = older[name].pop()  # back to an older text
+                self.put_item(when, n, name, item)
+            elif draw < 0.85:
+                self.put_item(when, n, name, item)  # the same again
+            elif draw < 0.95:
+                self.put_item(when, n, name, None, raw=self.raw_bytes(item))
+            else:
+                self.put_item(when, n, self.random.choice([None, ""]), item)
+            alive[name] = item
+        # Some items of the last days are gone for good, so that examples on them want for an item.
+        recent = sorted({row[2] for row in self.ratings[-2_000:]} & alive.keys())
+        for name in self.random.sample(recent, min(len(recent) // 10, 40)):
+            self.put_item(self.end, len(self.ratings), name, None)
+
+    # --- candidates -------------------------------------------------------------------------------------------
+
+    def unseen(self, user, count):
+        return self.random.sample([name for name in self.names if name not in self.seen[user]], count)
+
+    def candidate_rounds(self):
+        for start in range(0, len(self.ratings), BLOCK):
+            block = self.ratings[start : start + BLOCK]
+            rated = defaultdict(list)
+            for _, user, item, _ in block:
+                rated[user].append(item)
+            when = block[0][0] - 1
+            for user in sorted(rated):
+                offered = [*rated[user], *self.unseen(user, OTHERS)]
+                self.random.shuffle(offered)
+                self.put_set(when, start, user, when, offered)
+                if self.mutations:
+                    self.spoil_set(block, start, user, offered)
+
+    def put_set(self, when, major, user, computed_at, offered, minor=-1, **more):
+        value = None if offered is None else {"computed_at": computed_at, "items": offered}
+        self.script.put(when, major, "candidates", user, value, minor, **more)
+
+    def spoil_set(self, block, start, user, offered):
+        n = self.random.randrange(len(block))
+        when, major = block[n][0], start + n
+        draw = self.random.random()
+        if draw < 0.03:
+            self.put_set(when, major, user, when, self.random.sample(offered, len(offered) // 2))
+        elif draw < 0.06:
+            self.put_set(when, major, user, when, None)
+        elif draw < 0.08:
+            many = self.random.choices(self.names, k=MAX_CANDIDATES + 1)
+            self.put_set(when, major, user, when, many)
+        elif draw < 0.10:
+            sort = self.random.randrange(4)
+            if sort == 0:
+                raw = self.random.choice([b"", b"\xff" * 14, b'{"computed_at": 1', b'{"items": ["1"]}'])
+                self.put_set(when, major, user, when, None, raw=raw)
+            elif sort == 1:
+                self.put_set(when, major, user, when, [*offered, ""])
+            elif sort == 2:
+                self.put_set(when, major, None, when, offered)
+            else:
+                self.put_set(when, major, "", when, offered)
+        elif draw < 0.12 and self.partitions > 1:
+            wrong = (self.home[user] + 1) % self.partitions
+            value = None if self.chance(0.3) else self.random.sample(offered, len(offered) // 2)
+            self.put_set(when, major, user, when, value, partition=wrong)
+
+    def last_sets(self):
+        """20 unseen items for every user, so that many pairs are live at the end; a few users stay without."""
+        users = sorted(self.seen)
+        left_out, withdrawn = set(), set()
+        if self.mutations:
+            few = self.random.sample(users, min(len(users) // 5, 100))
+            left_out, withdrawn = set(few[::2]), set(few[1::2])
+        last, month = defaultdict(list), defaultdict(list)
+        for time, user, item, _ in self.ratings:
+            if time > self.end - 23 * HOUR:
+                last[user].append(item)
+            if time > self.end - 30 * DAY:
+                month[user].append(item)
+        for user in users:
+            offered, computed_at = self.unseen(user, OTHERS), self.end
+            if self.mutations:
+                if user in last:  # a set from before the last day's outcomes
+                    offered, computed_at = [*offered, *last[user][:900]], self.end - 23 * HOUR
+                elif user in left_out:
+                    continue
+                elif user in withdrawn:
+                    offered = None
+                elif user in month:  # items offered again: the pair's own example must not serve it
+                    offered = [*offered, *self.random.sample(month[user], min(len(month[user]), 10))]
+                elif self.chance(0.05):
+                    offered = [*offered, offered[0]]
+            self.put_set(self.end, len(self.ratings) + 1, user, computed_at, offered)
+
+
+def build(folder, events=None, seed=1, partitions=3, max_window_events=250, mutations=True):
+    """The script for a folder of RecBole files."""
+    folder = Path(folder)
+    ratings = read_ratings(folder, events)
+    return Mutator(ratings, read_items(folder), seed, partitions, max_window_events, mutations).run()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="folder with ml-100k.inter and ml-100k.item")
+    parser.add_argument("--out", required=True, help="the script, JSON Lines")
+    parser.add_argument("--events", type=int, help="only the first N ratings")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--partitions", type=int, default=3, help="of interactions and candidates")
+    parser.add_argument("--max-window-events", type=int, default=250, help="of the program's config: sizes the bursts")
+    parser.add_argument("--no-mutations", action="store_true", help="a plain replay")
+    args = parser.parse_args()
+    script = build(
+        args.data, args.events, args.seed, args.partitions, args.max_window_events, not args.no_mutations
+    )
+    script.write(args.out)
+    topics = defaultdict(int)
+    for *_, row in script.rows:
+        topics[row["topic"]] += 1
+    print(json.dumps({"records": len(script.rows), **topics}))
+
+
+if __name__ == "__main__":
+    main()
