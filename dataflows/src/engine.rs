@@ -46,7 +46,8 @@ impl Engine {
             &mut config,
             &differential_dataflow::Config::default().idle_merge_effort(Some(1000)),
         );
-        let config = timely::Config { communication: timely::CommunicationConfig::Process(workers), worker: config };
+        let config =
+            timely::Config { communication: timely::CommunicationConfig::Process(workers), worker: config };
         let guards = timely::execute(config, move |worker| {
             let (commands, outputs) = ends[worker.index()].clone();
             let mut pipeline = pipeline(worker, &semantics, &weights);

@@ -40,7 +40,7 @@ use ictflow_schemas::demonstration::Demonstration;
 use ictflow_schemas::example::Example;
 use ictflow_schemas::framing::Digest;
 use ictflow_schemas::interaction::Event;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use timely::dataflow::ProbeHandle;
@@ -99,13 +99,14 @@ pub struct Pipeline {
     inputs: Inputs,
     probe: ProbeHandle<Epoch>,
     outbox: Rc<RefCell<EpochOutput>>,
+    taken: Rc<Cell<u64>>,
 }
 
 /// Builds the graph on a worker.
 pub fn pipeline(worker: &mut Worker, semantics: &Arc<Semantics>, weights: &Arc<Weights>) -> Pipeline {
     let peers = worker.peers();
     let outbox = Rc::new(RefCell::new(EpochOutput::default()));
-    let probe = ProbeHandle::new();
+    let (probe, taken) = (ProbeHandle::new(), Rc::new(Cell::new(0)));
     let inputs = worker.dataflow::<Epoch, _, _>(|scope| {
         let (mut inputs, k) = (Inputs::new(), semantics.demonstrations);
         let clock = inputs.clock.to_collection(scope);
@@ -120,7 +121,7 @@ pub fn pipeline(worker: &mut Worker, semantics: &Arc<Semantics>, weights: &Arc<W
         let states = broadcast(catalog.clone().flat_map(catalog::Output::item), peers);
         let item_texts = catalog.flat_map(catalog::Output::wanted);
 
-        let histories = history(events.clone(), clock.clone(), semantics.clone());
+        let histories = history(events.clone(), clock.clone(), semantics.clone(), taken.clone());
         let examples = histories.clone().flat_map(history::Output::example);
         let newest_histories = histories.flat_map(history::Output::newest);
         let pairs = pairs(events.clone(), candidates, clock.clone(), semantics.clone());
@@ -132,7 +133,10 @@ pub fn pipeline(worker: &mut Worker, semantics: &Arc<Semantics>, weights: &Arc<W
 
         let texts = answers.clone().flat_map(answers::Output::ok);
         let found = demonstrations(eligible, texts, states.clone(), known, clock.clone());
-        let pool = newest(found.clone().flat_map(demonstrations::Output::demonstration), semantics.max_demonstrations);
+        let pool = newest(
+            found.clone().flat_map(demonstrations::Output::demonstration),
+            semantics.max_demonstrations,
+        );
         let cot_texts = found.flat_map(demonstrations::Output::wanted);
         let embed = journal(item_texts.concat(cot_texts).map(|text| (text, ())), embedded);
 
@@ -152,7 +156,7 @@ pub fn pipeline(worker: &mut Worker, semantics: &Arc<Semantics>, weights: &Arc<W
         deliver(newest_histories, out(&outbox), |out, _, diff| out.history_users += diff);
         inputs
     });
-    Pipeline { inputs, probe, outbox }
+    Pipeline { inputs, probe, outbox, taken }
 }
 
 impl Inputs {
@@ -185,7 +189,7 @@ impl Pipeline {
         inputs.clock.flush();
         let probe = &self.probe;
         worker.step_or_park_while(Some(PARK), || probe.less_than(&(epoch + 1)));
-        self.outbox.take()
+        EpochOutput { events: self.taken.take(), ..self.outbox.take() }
     }
 }
 
@@ -209,6 +213,8 @@ fn deliver<D: ExchangeData>(
 ) {
     // One epoch is under way at a time, so what comes belongs to it.
     stream
-        .inspect(move |(datum, _, diff): &(D, Epoch, isize)| put(&mut outbox.borrow_mut(), datum.clone(), *diff))
+        .inspect(move |(datum, _, diff): &(D, Epoch, isize)| {
+            put(&mut outbox.borrow_mut(), datum.clone(), *diff)
+        })
         .probe_with(&probe);
 }

@@ -83,7 +83,8 @@ impl Features {
         let Some(actives) = actives else { return };
         let mut shared = Shared::default();
         for pair in pairs {
-            let feature = pair.retrieved.map(|r| self.feature(&pair.user, &pair.item, &r, &actives, &mut shared));
+            let feature =
+                pair.retrieved.map(|r| self.feature(&pair.user, &pair.item, &r, &actives, &mut shared));
             let (user, item, live) = (pair.user, pair.item, pair.live);
             let k = feature.as_ref().map_or(0, |feature| feature.demonstrations.len());
             let value = feature.map(|feature| feature.encode().into());

@@ -25,7 +25,9 @@ use ictflow_schemas::history::{Entry, History};
 use ictflow_schemas::interaction::Event;
 use ictflow_schemas::{Id, Millis};
 use serde::{Deserialize, Serialize};
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
 use std::sync::Arc;
 
 /// The engagements of one user that a history may still need, in the order of events.
@@ -195,11 +197,12 @@ impl Histories {
     }
 }
 
-/// The operator `history`.
+/// The operator `history`. `taken` counts the events that this worker's part of it took.
 pub fn history<'s>(
     events: VecCollection<'s, Epoch, Event, isize>,
     clock: VecCollection<'s, Epoch, (u64, Clock), isize>,
     semantics: Arc<Semantics>,
+    taken: Rc<Cell<u64>>,
 ) -> VecCollection<'s, Epoch, Output, isize> {
     let mut state = Histories::new(semantics);
     let input = events.map(Input::Event).concat(clock.map(|(worker, clock)| Input::Clock(worker, clock)));
@@ -207,5 +210,9 @@ pub fn history<'s>(
         Input::Event(event) => route(&event.user),
         Input::Clock(worker, _) => *worker,
     };
-    staged(input, "history", by, move |_, changes, out| state.step(changes, out))
+    staged(input, "history", by, move |_, changes, out| {
+        let events = changes.iter().filter(|(input, _)| matches!(input, Input::Event(_))).count();
+        taken.set(taken.get() + events as u64);
+        state.step(changes, out);
+    })
 }

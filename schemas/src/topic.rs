@@ -120,8 +120,8 @@ pub struct NewRecord {
     pub partition: u32,
     /// The timestamp; the store's clock where `None`.
     pub timestamp: Option<i64>,
-    /// The raw key.
-    pub key: Vec<u8>,
+    /// The raw key; every record of ours has one.
+    pub key: Option<Vec<u8>>,
     /// The raw value; `None` is a tombstone.
     pub value: Option<Vec<u8>>,
     /// Headers in their order.

@@ -1,1 +1,4 @@
-//! stub
+//! Support of the end-to-end tests.
+#![allow(clippy::unwrap_used)]
+
+pub mod support;

@@ -1,5 +1,6 @@
 //! Generators of CoT texts behind one trait.
 
+pub mod answer;
 use crate::Result;
 use ictflow_schemas::cot::CotRequest;
 

@@ -35,7 +35,7 @@ CREATE TABLE records (
     partition INTEGER NOT NULL,
     \"offset\"  INTEGER NOT NULL,
     timestamp INTEGER NOT NULL,
-    key       BLOB    NOT NULL,
+    key       BLOB,
     value     BLOB,
     headers   BLOB,
     PRIMARY KEY (topic, partition, \"offset\")

@@ -20,7 +20,7 @@ fn record(topic: &str, partition: u32, key: &str, value: Option<&str>) -> NewRec
         topic: topic.into(),
         partition,
         timestamp: Some(7),
-        key: key.into(),
+        key: Some(key.into()),
         value: value.map(Into::into),
         headers: Vec::new(),
     }
@@ -79,7 +79,7 @@ fn records_come_back_whole_and_in_order() {
             partition: 1,
             offset: 0,
             timestamp: Some(-5),
-            key: Some(full.key),
+            key: full.key,
             value: full.value,
             headers: full.headers,
         }

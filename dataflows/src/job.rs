@@ -1,0 +1,553 @@
+//! A job: polls the sources, closes an epoch, runs it through the workers, commits it.
+//!
+//! The order for an epoch: its bounds are committed on `epochs`; its records are judged and enter the
+//! dataflow; its outputs and progress are committed in one transaction. Answers of the LLM and the
+//! encoder are journaled between epochs and come back as records of a later one.
+//!
+//! At start: fence both writers, *then* read progress and bounds, replay every recorded epoch from the
+//! earliest offsets, and go on. Replayed epochs commit nothing; the first new one publishes the
+//! difference ([`crate::sink`]).
+
+use crate::engine::Engine;
+use crate::epochs;
+use crate::names::Names;
+use crate::pipeline::EpochOutput;
+use crate::requester::Requester;
+use crate::sink::{Committed, Sink};
+use crate::sources::{Harvest, Judge, READ_AHEAD, Source};
+use crate::texts::Texts;
+use ictflow_connectors::encoder::Embed;
+use ictflow_connectors::llm::Generate;
+use ictflow_connectors::topics::{Topics, Writer};
+use ictflow_connectors::{Error, Result};
+use ictflow_operators::clock::Clock;
+use ictflow_operators::ict::Weights;
+use ictflow_schemas::config::Semantics;
+use ictflow_schemas::demonstration::Demonstration;
+use ictflow_schemas::epoch::{Actives, EpochRecord, Progress, WRITER_VERSION, config_digest};
+use ictflow_schemas::framing::Digest;
+use ictflow_schemas::topic::Topic;
+use ictflow_schemas::wire::{Format, Wire};
+use ictflow_schemas::{Millis, NO_TIME};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What a job is made of.
+pub struct Parts {
+    /// The store of the topics.
+    pub topics: Box<dyn Topics>,
+    /// How the records of the inputs are written, where not as Avro.
+    pub formats: BTreeMap<Topic, Format>,
+    /// The generator of CoTs.
+    pub generator: Box<dyn Generate>,
+    /// The encoder of texts.
+    pub encoder: Box<dyn Embed>,
+    /// The ICT weights.
+    pub weights: Arc<Weights>,
+}
+
+/// How a job runs. Nothing here decides a value.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The job's name: it names the writers and the records of `epochs` and `progress`.
+    pub job: String,
+    /// The topics' names.
+    pub names: Names,
+    /// Worker threads.
+    pub workers: usize,
+    /// Records of `interactions` in one epoch at most.
+    pub epoch_max_events: usize,
+    /// Partitions of `interactions`, `items` and `candidates` where the store creates them; `None`:
+    /// they must exist.
+    pub create_inputs: Option<u32>,
+    /// Whether the LLM and the encoder may be called.
+    pub generate: bool,
+    /// Where each call's key and attempt is appended.
+    pub calls_file: Option<PathBuf>,
+}
+
+/// Totals since start, for the accounting.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Epochs committed by this process.
+    pub epochs: u64,
+    /// What their commits wrote.
+    pub committed: Committed,
+}
+
+/// A running job.
+pub struct Job {
+    topics: Box<dyn Topics>,
+    bounds: Box<dyn Writer>,
+    sink: Sink,
+    sources: Vec<Source>,
+    judge: Judge,
+    texts: Texts,
+    engine: Engine,
+    requester: Requester,
+    options: Options,
+    actives: Arc<Actives>,
+    config: String,
+    last: Option<EpochRecord>,
+    committed: i64,
+    publish: bool,
+    caught_up: bool,
+    ends_at_start: BTreeMap<Topic, Vec<i64>>,
+    demonstrations: BTreeSet<Arc<Demonstration>>,
+    failed: BTreeSet<Digest>,
+    history_users: isize,
+    totals: Totals,
+}
+
+/// What a step did.
+#[derive(Clone, Debug, Default)]
+pub struct Step {
+    /// The epoch that it closed and committed.
+    pub epoch: Option<i64>,
+    /// What the commit wrote.
+    pub committed: Committed,
+    /// Answers journaled.
+    pub journaled: usize,
+}
+
+impl Job {
+    /// Starts a job: fences its predecessors, replays its recorded epochs.
+    ///
+    /// # Errors
+    /// `Fatal` with a hint where the topics, the recorded bounds or the configuration don't fit.
+    pub fn start(parts: Parts, semantics: Arc<Semantics>, options: Options) -> Result<Self> {
+        let Parts { mut topics, formats, generator, encoder, weights } = parts;
+        let names = options.names.clone();
+        let partitions = prepare(&mut *topics, &options)?;
+        // Fence first: what is read after this can't change under us.
+        let bounds = topics.writer(&format!("{}.epochs", options.job))?;
+        let writer = topics.writer(&options.job)?;
+        let progress = read_progress(&mut *topics, names.of(Topic::Progress), &options.job)?;
+        let records = epochs::load(&mut *topics, names.of(Topic::Epochs), &options.job)?;
+        let committed = progress.as_ref().map_or(0, |progress| progress.epoch);
+        let at_commit = records.iter().find(|record| record.epoch == committed);
+        if committed > 0 && at_commit.is_none() {
+            return Err(Error::fatal(
+                "recover",
+                format!("epoch {committed} is committed and its bounds are gone"),
+                "the log of bounds must be kept as long as the inputs: start a new job on the same inputs",
+            ));
+        }
+        let config = semantics.canonical();
+        let actives = Arc::new(Actives {
+            llm_model: generator.model().to_owned(),
+            prompt_version: generator.prompt_version().to_owned(),
+            parameters: generator.parameters().to_owned(),
+            encoder: encoder.id().to_owned(),
+            ict_weights: weights.version().to_owned(),
+        });
+        check_fit(&records, &config, &actives)?;
+        let maxima = at_commit.map(|record| record.maxima.clone());
+        let sink = Sink::open(
+            &mut *topics,
+            writer,
+            names.clone(),
+            &options.job,
+            partitions,
+            semantics.clone(),
+            maxima,
+        )?;
+        let mut sources = Vec::new();
+        let mut ends_at_start = BTreeMap::new();
+        for topic in Topic::INPUTS {
+            let name = names.of(topic);
+            let count = topics.partitions(name)?.unwrap_or(1);
+            ends_at_start.insert(topic, topics.ends(name)?);
+            sources.push(Source::open(&mut *topics, topic, name, count)?);
+        }
+        let candidate_partitions = topics.partitions(names.of(Topic::Candidates))?.unwrap_or(1);
+        let judge = Judge::new(semantics.clone(), formats, partitions, candidate_partitions, encoder.id());
+        let requester =
+            Requester::start(names, partitions, generator, encoder, options.calls_file.as_deref())?;
+        let engine = Engine::start(options.workers, semantics.clone(), weights)
+            .map_err(|e| Error::fatal("start the timely workers", e, "is the limit of threads reached?"))?;
+        let mut job = Job {
+            topics,
+            bounds,
+            sink,
+            sources,
+            judge,
+            texts: Texts::default(),
+            engine,
+            requester,
+            options,
+            actives,
+            config,
+            last: None,
+            committed,
+            publish: progress.is_some_and(|progress| progress.publishing),
+            caught_up: false,
+            ends_at_start,
+            demonstrations: BTreeSet::new(),
+            failed: BTreeSet::new(),
+            history_users: 0,
+            totals: Totals::default(),
+        };
+        for record in records {
+            job.replay(record)?;
+        }
+        job.look_caught_up();
+        Ok(job)
+    }
+
+    /// Journals the answers that came, and closes one epoch if any input waits for it. Waits at most
+    /// `wait` for input.
+    ///
+    /// # Errors
+    /// `Fatal`: the job must be dropped and started anew. Nothing of the epoch is visible then.
+    pub fn step(&mut self, wait: Duration) -> Result<Step> {
+        let mut step = Step { journaled: self.journal()?, ..Step::default() };
+        let record = match &self.last {
+            None => self.first_bounds()?,
+            Some(_) => {
+                self.fill(if step.journaled > 0 { Duration::ZERO } else { wait })?;
+                if self.sources.iter().all(|source| source.waiting() == 0) {
+                    return Ok(step);
+                }
+                self.close()?
+            }
+        };
+        step.epoch = Some(record.0.epoch);
+        step.committed = self.commit(record.0, record.1)?;
+        Ok(step)
+    }
+
+    /// Appends the answers that came to their logs.
+    fn journal(&mut self) -> Result<usize> {
+        let records = self.requester.pump(&self.texts)?;
+        if !records.is_empty() {
+            self.topics.append(&records)?;
+        }
+        Ok(records.len())
+    }
+
+    /// The first epoch of a job: everything but the interactions, up to the ends at start.
+    fn first_bounds(&mut self) -> Result<(EpochRecord, Harvest)> {
+        let mut harvest = Harvest::default();
+        for source in &mut self.sources {
+            if source.topic() != Topic::Interactions {
+                let records = source.take_to(&self.ends_at_start[&source.topic()])?;
+                let name = self.options.names.of(source.topic());
+                self.judge.judge(source.topic(), name, records, &mut self.texts, &mut harvest);
+            }
+        }
+        Ok((self.record(), harvest))
+    }
+
+    fn fill(&mut self, wait: Duration) -> Result<()> {
+        let limit = READ_AHEAD.max(self.options.epoch_max_events);
+        let mut wait = wait;
+        for source in self.sources.iter_mut().rev() {
+            // The interactions may wait for input; whatever comes meanwhile is found after them.
+            source.fill(limit, wait)?;
+            wait = Duration::ZERO;
+        }
+        Ok(())
+    }
+
+    /// Takes what waits, and makes the record of its bounds.
+    fn close(&mut self) -> Result<(EpochRecord, Harvest)> {
+        let mut harvest = Harvest::default();
+        for source in &mut self.sources {
+            let limit = if source.topic() == Topic::Interactions {
+                self.options.epoch_max_events
+            } else {
+                usize::MAX
+            };
+            let records = source.take(limit);
+            let name = self.options.names.of(source.topic());
+            self.judge.judge(source.topic(), name, records, &mut self.texts, &mut harvest);
+        }
+        Ok((self.record(), harvest))
+    }
+
+    /// The bounds record of the next epoch, from where the sources and the judge stand.
+    fn record(&self) -> EpochRecord {
+        let ends = |source: &Source| (source.topic().name().to_owned(), source.ends().to_vec());
+        let maxima = self.judge.maxima();
+        let config_digest = config_digest(&self.config).hex();
+        let known = self.last.as_ref().is_some_and(|last| last.config_digest == config_digest);
+        EpochRecord {
+            job: self.options.job.clone(),
+            epoch: self.last.as_ref().map_or(1, |last| last.epoch + 1),
+            ends: self.sources.iter().map(ends).collect(),
+            clock: maxima.iter().copied().max().unwrap_or(NO_TIME),
+            maxima,
+            actives: (*self.actives).clone(),
+            config: (!known).then(|| self.config.clone()),
+            config_digest,
+        }
+    }
+
+    /// Commits the bounds of a new epoch, runs it and commits its outputs.
+    fn commit(&mut self, record: EpochRecord, harvest: Harvest) -> Result<Committed> {
+        epochs::commit(&mut *self.bounds, self.options.names.of(Topic::Epochs), &record)?;
+        self.run_and_commit(record, harvest)
+    }
+
+    fn run_and_commit(&mut self, record: EpochRecord, harvest: Harvest) -> Result<Committed> {
+        self.last = Some(record.clone());
+        self.look_caught_up();
+        self.publish |= self.caught_up;
+        let output = self.run(&record, &harvest);
+        let offsets: Vec<(String, u32, i64)> = self
+            .sources
+            .iter()
+            .flat_map(|source| {
+                let name = self.options.names.of(source.topic()).to_owned();
+                source.ends().iter().enumerate().map(move |(p, end)| (name.clone(), p as u32, *end))
+            })
+            .collect();
+        let committed = self.sink.commit(
+            record.epoch,
+            self.publish,
+            &output.features,
+            &output.examples,
+            &harvest.dead_letters,
+            &offsets,
+        )?;
+        self.committed = record.epoch;
+        self.requester.apply(&output, &harvest.answered, &harvest.embedded);
+        self.totals.epochs += 1;
+        self.totals.committed.features += committed.features;
+        self.totals.committed.retractions += committed.retractions;
+        self.totals.committed.examples += committed.examples;
+        self.totals.committed.dead_letters += committed.dead_letters;
+        Ok(committed)
+    }
+
+    /// Runs a recorded epoch again. One that is committed commits nothing; one that isn't is
+    /// committed now.
+    fn replay(&mut self, record: EpochRecord) -> Result<()> {
+        let mut harvest = Harvest::default();
+        for source in &mut self.sources {
+            let topic = source.topic();
+            let bounds = record.ends.get(topic.name()).cloned().unwrap_or_default();
+            let records = source.take_to(&bounds)?;
+            let name = self.options.names.of(topic);
+            self.judge.judge(topic, name, records, &mut self.texts, &mut harvest);
+        }
+        if self.judge.maxima() != record.maxima {
+            return Err(Error::fatal(
+                format!("replay epoch {}", record.epoch),
+                "the interactions give other partition maxima than the epoch recorded",
+                "the log was truncated or changed below a committed bound: start a new job on what is left",
+            ));
+        }
+        if record.epoch > self.committed {
+            self.run_and_commit(record, harvest)?;
+            return Ok(());
+        }
+        let output = self.run(&record, &harvest);
+        self.sink.replay(&output.examples);
+        self.requester.apply(&output, &harvest.answered, &harvest.embedded);
+        self.last = Some(record);
+        Ok(())
+    }
+
+    fn run(&mut self, record: &EpochRecord, harvest: &Harvest) -> EpochOutput {
+        let clock = Clock {
+            maxima: record.maxima.as_slice().into(),
+            now: record.clock,
+            publish: record.epoch > self.committed && self.publish,
+            actives: Arc::new(record.actives.clone()),
+        };
+        let output = self.engine.run(record.epoch as u64, clock, harvest.input.clone());
+        for (demonstration, diff) in &output.demonstrations {
+            if *diff > 0 {
+                self.demonstrations.insert(demonstration.clone());
+            } else {
+                self.demonstrations.remove(demonstration);
+            }
+        }
+        for (key, diff) in &output.failed {
+            if *diff > 0 {
+                self.failed.insert(*key)
+            } else {
+                self.failed.remove(key)
+            };
+        }
+        self.history_users += output.history_users;
+        output
+    }
+
+    fn look_caught_up(&mut self) {
+        let reached = |source: &Source| {
+            let ends = &self.ends_at_start[&source.topic()];
+            source.ends().iter().zip(ends).all(|(end, at_start)| end >= at_start)
+        };
+        if !self.caught_up && self.last.is_some() && self.sources.iter().all(reached) {
+            self.caught_up = true;
+            if self.options.generate {
+                self.requester.open();
+            }
+        }
+    }
+
+    /// Whether all input is committed and nothing is asked, as far as the job knows.
+    pub fn idle(&self) -> bool {
+        let asked = self.options.generate && !self.requester.idle();
+        self.caught_up && !asked && self.sources.iter().all(|source| source.waiting() == 0)
+    }
+
+    /// The last committed epoch; 0 before the first.
+    pub fn committed(&self) -> i64 {
+        self.committed
+    }
+
+    /// Whether the job has caught up with the ends that it saw at start.
+    pub fn caught_up(&self) -> bool {
+        self.caught_up
+    }
+
+    /// The event clock of the last epoch.
+    pub fn clock(&self) -> Millis {
+        self.last.as_ref().map_or(NO_TIME, |last| last.clock)
+    }
+
+    /// The store of the topics, to append to its inputs.
+    pub fn topics(&mut self) -> &mut dyn Topics {
+        &mut *self.topics
+    }
+
+    /// The requester's state.
+    pub fn requester(&self) -> &Requester {
+        &self.requester
+    }
+
+    /// The sink's state.
+    pub fn sink(&self) -> &Sink {
+        &self.sink
+    }
+
+    /// The judge's counts.
+    pub fn judgements(&self) -> &crate::sources::Judgements {
+        &self.judge.judgements
+    }
+
+    /// The demonstrations in the pool.
+    pub fn demonstrations(&self) -> &BTreeSet<Arc<Demonstration>> {
+        &self.demonstrations
+    }
+
+    /// Keys for which only a failure stands.
+    pub fn failed(&self) -> &BTreeSet<Digest> {
+        &self.failed
+    }
+
+    /// Users with a newest history.
+    pub fn history_users(&self) -> isize {
+        self.history_users
+    }
+
+    /// How many items exist.
+    pub fn items(&self) -> usize {
+        self.texts.items()
+    }
+
+    /// By worker, the events that its `history` took.
+    pub fn events_by_worker(&self) -> &[u64] {
+        self.engine.events_by_worker()
+    }
+
+    /// The versions in force.
+    pub fn actives(&self) -> &Actives {
+        &self.actives
+    }
+
+    /// Totals since start.
+    pub fn totals(&self) -> Totals {
+        self.totals
+    }
+}
+
+/// Makes or finds the topics, and gives the partition count of `interactions`.
+fn prepare(topics: &mut dyn Topics, options: &Options) -> Result<u32> {
+    let name = |topic| options.names.of(topic);
+    for topic in [Topic::Interactions, Topic::Items, Topic::Candidates] {
+        if topics.partitions(name(topic))?.is_some() {
+            continue;
+        }
+        match options.create_inputs {
+            Some(count) => topics.ensure(name(topic), count, topic.policy())?,
+            // A job without a recall stage has no candidates: an empty topic stands for it.
+            None if topic == Topic::Candidates => {
+                let count = topics.partitions(name(Topic::Interactions))?.unwrap_or(1);
+                topics.ensure(name(topic), count, topic.policy())?;
+            }
+            None => {
+                return Err(Error::fatal(
+                    format!("find the input topic {}", name(topic)),
+                    "it doesn't exist",
+                    "create it with the partition count that its producers use, or set [topics.names]",
+                ));
+            }
+        }
+    }
+    let count = topics.partitions(name(Topic::Interactions))?.unwrap_or(1);
+    for topic in [Topic::Cot, Topic::Features, Topic::Examples] {
+        topics.ensure(name(topic), count, topic.policy())?;
+    }
+    for topic in [Topic::Embeddings, Topic::Epochs, Topic::Progress, Topic::DeadLetters] {
+        topics.ensure(name(topic), 1, topic.policy())?;
+    }
+    Ok(count)
+}
+
+fn read_progress(topics: &mut dyn Topics, topic: &str, job: &str) -> Result<Option<Progress>> {
+    let mut progress = None;
+    let mut unreadable = None;
+    epochs::read_whole(topics, topic, |record| match record.value.as_deref().map(Progress::decode) {
+        Some(Ok(read)) if read.job == job => progress = Some(read),
+        Some(Err(error)) => unreadable = Some(error),
+        _ => {}
+    })?;
+    if let Some(error) = unreadable {
+        return Err(Error::fatal(
+            format!("read progress on {topic}"),
+            error,
+            "was it written by a newer version? run that one",
+        ));
+    }
+    let newer = |version: &str| {
+        version.parse::<u32>().unwrap_or(u32::MAX) > WRITER_VERSION.parse::<u32>().unwrap_or_default()
+    };
+    if let Some(read) = &progress
+        && newer(&read.writer_version)
+    {
+        return Err(Error::fatal(
+            format!("read progress on {topic}"),
+            format!("it has the writer version {}, this program {WRITER_VERSION}", read.writer_version),
+            "a newer version has taken the job over: run that one",
+        ));
+    }
+    Ok(progress)
+}
+
+/// Refuses a configuration that would give other outputs from the same logs.
+fn check_fit(records: &[EpochRecord], config: &str, actives: &Actives) -> Result<()> {
+    let Some(last) = records.last() else { return Ok(()) };
+    if last.config_digest != config_digest(config).hex() {
+        let recorded = records.iter().rev().find_map(|record| record.config.as_deref()).unwrap_or_default();
+        return Err(Error::fatal(
+            "start the job",
+            format!("its [semantics] differ from the recorded ones: {recorded}"),
+            "give the job another name: a new job recomputes from the earliest offsets and pays no call twice",
+        ));
+    }
+    if last.actives.encoder != actives.encoder {
+        return Err(Error::fatal(
+            "start the job",
+            format!("its encoder {} isn't the recorded {}", actives.encoder, last.actives.encoder),
+            "give the job another name: vectors of two encoders don't compare",
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,35 @@
+//! The names of a job's topics on the store.
+
+use ictflow_schemas::topic::Topic;
+use std::collections::BTreeMap;
+
+/// A name for every topic. Inputs and the two answer logs are shared between jobs; bounds, progress
+/// and outputs belong to one job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Names(BTreeMap<Topic, String>);
+
+impl Names {
+    /// The default names, with some replaced. `suffix` is appended to the default names of the
+    /// topics that belong to one job.
+    pub fn new(replaced: &BTreeMap<Topic, String>, suffix: &str) -> Self {
+        let name = |topic: Topic| {
+            let own = matches!(
+                topic,
+                Topic::Epochs | Topic::Progress | Topic::Features | Topic::Examples | Topic::DeadLetters
+            );
+            let default = if own { format!("{}{suffix}", topic.name()) } else { topic.name().to_owned() };
+            replaced.get(&topic).cloned().unwrap_or(default)
+        };
+        Names(Topic::ALL.into_iter().map(|topic| (topic, name(topic))).collect())
+    }
+
+    /// The name of a topic.
+    pub fn of(&self, topic: Topic) -> &str {
+        &self.0[&topic]
+    }
+
+    /// The topic of a name on the store.
+    pub fn role(&self, name: &str) -> Option<Topic> {
+        self.0.iter().find(|(_, of)| *of == name).map(|(topic, _)| *topic)
+    }
+}

@@ -1,0 +1,348 @@
+//! The sink: one transaction an epoch with features, examples, dead letters and progress.
+//!
+//! It knows what stands on `features` (a digest a key) and writes only what differs, so an update
+//! that changes nothing publishes nothing. The first epoch that publishes after a start writes the
+//! *difference* between the recomputed state and what stands, tombstones included: nothing that a
+//! predecessor published can be left over.
+//!
+//! For `examples` the same holds for those that weren't final at the last committed epoch; final ones
+//! stay as they are.
+
+use crate::epochs::read_whole;
+use crate::names::Names;
+use ictflow_connectors::clock;
+use ictflow_connectors::topics::{Topics, Writer};
+use ictflow_connectors::{Error, Result};
+use ictflow_operators::Changes;
+use ictflow_operators::examples::is_final;
+use ictflow_operators::features::FeatureUpdate;
+use ictflow_schemas::Millis;
+use ictflow_schemas::config::Semantics;
+use ictflow_schemas::dead_letter::DeadLetter;
+use ictflow_schemas::epoch::{Progress, WRITER_VERSION};
+use ictflow_schemas::example::Example;
+use ictflow_schemas::feature::{Feature, feature_key};
+use ictflow_schemas::framing::{partition, unframe};
+use ictflow_schemas::topic::{HEADER_EPOCH, HEADER_PUBLISHED_AT, HEADER_SUBSTEP, NewRecord, Topic};
+use ictflow_schemas::wire::Wire;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+/// What one commit wrote.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Committed {
+    /// Vectors published.
+    pub features: u64,
+    /// Tombstones on `features`.
+    pub retractions: u64,
+    /// Examples published, tombstones among them.
+    pub examples: u64,
+    /// Dead letters.
+    pub dead_letters: u64,
+}
+
+/// A published value: a digest of its bytes and how many demonstrations it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Standing {
+    digest: [u8; 16],
+    k: usize,
+}
+
+impl Standing {
+    fn new(value: &[u8], k: usize) -> Self {
+        let mut digest = [0; 16];
+        digest.copy_from_slice(&blake3::hash(value).as_bytes()[..16]);
+        Standing { digest, k }
+    }
+}
+
+/// The sink of a job.
+pub struct Sink {
+    writer: Box<dyn Writer>,
+    names: Names,
+    job: String,
+    partitions: u32,
+    semantics: Arc<Semantics>,
+    standing: HashMap<Vec<u8>, Standing>,
+    /// Live pairs without a feature: they wait for a vector.
+    waiting: HashSet<Vec<u8>>,
+    publishing: bool,
+    /// Examples as a replay recomputes them, by key: those not final at the committed epoch.
+    rebuilt: Option<Rebuilt>,
+    /// Distinct examples published by this process, for the accounting.
+    examples: HashSet<[u8; 16]>,
+}
+
+/// Examples while a replay runs.
+#[derive(Default)]
+struct Rebuilt {
+    /// Partition maxima at the committed epoch.
+    maxima: Vec<Millis>,
+    /// What stands on the topic.
+    standing: BTreeMap<Vec<u8>, (u32, Vec<u8>)>,
+    /// What the replay gives.
+    recomputed: BTreeMap<Vec<u8>, (u32, Vec<u8>)>,
+}
+
+impl Sink {
+    /// A sink over a fenced writer. `maxima` are those of the committed epoch, `None` for a job that
+    /// hasn't committed any.
+    pub fn open(
+        topics: &mut dyn Topics,
+        writer: Box<dyn Writer>,
+        names: Names,
+        job: &str,
+        partitions: u32,
+        semantics: Arc<Semantics>,
+        maxima: Option<Vec<Millis>>,
+    ) -> Result<Self> {
+        let mut standing = HashMap::new();
+        read_whole(topics, names.of(Topic::Features), |record| {
+            let Some(key) = record.key else { return };
+            match record.value {
+                Some(value) => {
+                    let k = Feature::decode(&value).map_or(0, |feature| feature.demonstrations.len());
+                    standing.insert(key, Standing::new(&value, k));
+                }
+                None => {
+                    standing.remove(&key);
+                }
+            }
+        })?;
+        let rebuilt = match maxima {
+            None => None,
+            Some(maxima) => {
+                let mut rebuilt = Rebuilt { maxima, ..Rebuilt::default() };
+                read_whole(topics, names.of(Topic::Examples), |record| {
+                    let (Some(key), partition) = (record.key, record.partition) else { return };
+                    if rebuilt.open(&key, partition, &semantics) {
+                        match record.value {
+                            Some(value) => rebuilt.standing.insert(key, (partition, value)),
+                            None => rebuilt.standing.remove(&key),
+                        };
+                    }
+                })?;
+                Some(rebuilt)
+            }
+        };
+        Ok(Sink {
+            writer,
+            names,
+            job: job.to_owned(),
+            partitions,
+            semantics,
+            standing,
+            waiting: HashSet::new(),
+            publishing: false,
+            rebuilt,
+            examples: HashSet::new(),
+        })
+    }
+
+    /// Takes the output of a replayed epoch, which was committed before.
+    pub fn replay(&mut self, examples: &Changes<Arc<Example>>) {
+        if let Some(rebuilt) = &mut self.rebuilt {
+            rebuilt.apply(examples, &self.semantics);
+        }
+    }
+
+    /// Commits an epoch in one transaction.
+    ///
+    /// # Errors
+    /// `Fatal` where the pairs are more than `max_live_pairs` (nothing is committed), where the
+    /// writer is fenced, or where the outcome isn't known.
+    pub fn commit(
+        &mut self,
+        epoch: i64,
+        publish: bool,
+        features: &[(FeatureUpdate, isize)],
+        examples: &Changes<Arc<Example>>,
+        dead_letters: &[DeadLetter],
+        offsets: &[(String, u32, i64)],
+    ) -> Result<Committed> {
+        let mut committed = Committed { dead_letters: dead_letters.len() as u64, ..Committed::default() };
+        let mut records = Vec::new();
+        self.features(features, publish, &mut records, &mut committed);
+        if self.pairs_live() > self.semantics.max_live_pairs {
+            return Err(Error::fatal(
+                format!("commit epoch {epoch}"),
+                format!(
+                    "{} live pairs are more than max_live_pairs {}",
+                    self.pairs_live(),
+                    self.semantics.max_live_pairs
+                ),
+                "offer fewer candidates, shorten pair_ttl, or raise the limit in a new job",
+            ));
+        }
+        let before = records.len();
+        self.examples(examples, &mut records);
+        committed.examples = (records.len() - before) as u64;
+        let dead = self.names.of(Topic::DeadLetters).to_owned();
+        records
+            .extend(dead_letters.iter().map(|letter| record(&dead, 0, letter.key(), Some(letter.encode()))));
+        let progress = Progress {
+            job: self.job.clone(),
+            epoch,
+            publishing: publish,
+            writer_version: WRITER_VERSION.to_owned(),
+        };
+        let topic = self.names.of(Topic::Progress);
+        records.push(record(topic, 0, progress.key(), Some(progress.encode())));
+        let published_at = clock::now_ms().to_string().into_bytes();
+        for (substep, record) in records.iter_mut().enumerate() {
+            record.headers = vec![
+                (HEADER_EPOCH.to_owned(), epoch.to_string().into_bytes()),
+                (HEADER_SUBSTEP.to_owned(), substep.to_string().into_bytes()),
+                (HEADER_PUBLISHED_AT.to_owned(), published_at.clone()),
+            ];
+        }
+        self.writer.commit(&records, offsets)?;
+        Ok(committed)
+    }
+
+    fn features(
+        &mut self,
+        updates: &[(FeatureUpdate, isize)],
+        publish: bool,
+        records: &mut Vec<NewRecord>,
+        committed: &mut Committed,
+    ) {
+        if !publish {
+            return;
+        }
+        let topic = self.names.of(Topic::Features).to_owned();
+        let place = |user: &[u8], partitions| partition(user, partitions);
+        // On the first epoch that publishes the updates name every live pair.
+        let mut leftover: BTreeSet<Vec<u8>> =
+            if self.publishing { BTreeSet::new() } else { self.standing.keys().cloned().collect() };
+        self.publishing = true;
+        for (update, _) in updates {
+            let key = feature_key(&update.user, &update.item);
+            let partition = place(update.user.as_bytes(), self.partitions);
+            if update.live && update.value.is_none() {
+                self.waiting.insert(key.clone());
+            } else {
+                self.waiting.remove(&key);
+            }
+            match &update.value {
+                Some(value) => {
+                    leftover.remove(&key);
+                    let new = Standing::new(value, update.k);
+                    if self.standing.insert(key.clone(), new) != Some(new) {
+                        committed.features += 1;
+                        records.push(record(&topic, partition, key, Some(value.to_vec())));
+                    }
+                }
+                None => {
+                    leftover.remove(&key);
+                    if self.standing.remove(&key).is_some() {
+                        committed.retractions += 1;
+                        records.push(record(&topic, partition, key, None));
+                    }
+                }
+            }
+        }
+        for key in leftover {
+            // A key that isn't framed wasn't written by us; it goes all the same, from where it stood.
+            let user =
+                unframe(&key).and_then(|parts| parts.first().map(|user| user.to_vec())).unwrap_or_default();
+            self.standing.remove(&key);
+            committed.retractions += 1;
+            records.push(record(&topic, place(&user, self.partitions), key, None));
+        }
+    }
+
+    fn examples(&mut self, changes: &Changes<Arc<Example>>, records: &mut Vec<NewRecord>) {
+        let topic = self.names.of(Topic::Examples).to_owned();
+        let mut net: BTreeMap<Vec<u8>, (u32, Option<Vec<u8>>)> = BTreeMap::new();
+        for (example, diff) in changes {
+            let place = net.entry(example.identity.frame().into_bytes()).or_insert((example.partition, None));
+            if *diff > 0 {
+                place.1 = Some(example.record().encode());
+            }
+        }
+        if let Some(mut rebuilt) = self.rebuilt.take() {
+            // The first new epoch: the difference for what was open, the changes for the rest.
+            rebuilt.apply(changes, &self.semantics);
+            net.retain(|key, (partition, _)| !rebuilt.open(key, *partition, &self.semantics));
+            for (key, (partition, value)) in &rebuilt.recomputed {
+                if rebuilt.standing.get(key).map(|(_, standing)| standing) != Some(value) {
+                    net.insert(key.clone(), (*partition, Some(value.clone())));
+                }
+            }
+            for (key, (partition, _)) in &rebuilt.standing {
+                if !rebuilt.recomputed.contains_key(key) {
+                    net.insert(key.clone(), (*partition, None));
+                }
+            }
+        }
+        for (key, (partition, value)) in net {
+            let mut digest = [0; 16];
+            digest.copy_from_slice(&blake3::hash(&key).as_bytes()[..16]);
+            if value.is_some() {
+                self.examples.insert(digest)
+            } else {
+                self.examples.remove(&digest)
+            };
+            records.push(record(&topic, partition, key, value));
+        }
+    }
+
+    /// Features that stand on the topic.
+    pub fn features_live(&self) -> usize {
+        self.standing.len()
+    }
+
+    /// Features with all K demonstrations.
+    pub fn features_full_k(&self) -> usize {
+        self.standing.values().filter(|standing| standing.k == self.semantics.demonstrations).count()
+    }
+
+    /// Live pairs: those with a feature and those that wait for a vector.
+    pub fn pairs_live(&self) -> usize {
+        self.standing.len() + self.waiting.len()
+    }
+
+    /// Examples that this process published and that stand.
+    pub fn examples_published(&self) -> usize {
+        self.examples.len()
+    }
+
+    /// Whether features are published by now.
+    pub fn publishing(&self) -> bool {
+        self.publishing
+    }
+}
+
+impl Rebuilt {
+    /// Whether an example's key was not final at the committed epoch.
+    fn open(&self, key: &[u8], partition: u32, semantics: &Semantics) -> bool {
+        let parts = unframe(key).unwrap_or_default();
+        let time = parts.get(1).and_then(|time| <[u8; 8]>::try_from(*time).ok()).map(i64::from_be_bytes);
+        let maximum = self.maxima.get(partition as usize).copied().unwrap_or(i64::MAX);
+        time.is_some_and(|time| !is_final(time, maximum, semantics))
+    }
+
+    fn apply(&mut self, changes: &Changes<Arc<Example>>, semantics: &Semantics) {
+        let mut net: BTreeMap<Vec<u8>, (u32, Option<Vec<u8>>)> = BTreeMap::new();
+        for (example, diff) in changes {
+            let key = example.identity.frame().into_bytes();
+            if self.open(&key, example.partition, semantics) {
+                let place = net.entry(key).or_insert((example.partition, None));
+                if *diff > 0 {
+                    place.1 = Some(example.record().encode());
+                }
+            }
+        }
+        for (key, (partition, value)) in net {
+            match value {
+                Some(value) => self.recomputed.insert(key, (partition, value)),
+                None => self.recomputed.remove(&key),
+            };
+        }
+    }
+}
+
+fn record(topic: &str, partition: u32, key: Vec<u8>, value: Option<Vec<u8>>) -> NewRecord {
+    NewRecord { topic: topic.to_owned(), partition, timestamp: None, key: Some(key), value, headers: Vec::new() }
+}

@@ -1,0 +1,385 @@
+//! The sources: readers of the input logs, cut at epoch bounds, and what their records mean.
+//!
+//! A source holds records that were read and belong to a later epoch, a bounded
+//! number. Records are judged when their epoch is closed, in offset order.
+
+use crate::pipeline::EpochInput;
+use crate::texts::Texts;
+use ictflow_connectors::topics::{Reader, Topics};
+use ictflow_connectors::{Error, Result};
+use ictflow_operators::accept::{self, Accept, Judged};
+use ictflow_operators::answers::{Answer, AnswerChange};
+use ictflow_operators::catalog::{ItemChange, ItemFacts};
+use ictflow_operators::pairs::CandidateChange;
+use ictflow_operators::vectors::EmbeddingChange;
+use ictflow_schemas::config::Semantics;
+use ictflow_schemas::cot::{CotRecord, CotStatus, parse_topic_key};
+use ictflow_schemas::dead_letter::{DeadLetter, Reason};
+use ictflow_schemas::embedding::Embedding;
+use ictflow_schemas::framing::{Digest, unframe};
+use ictflow_schemas::history::Label;
+use ictflow_schemas::topic::{Record, Topic};
+use ictflow_schemas::vector::quantise;
+use ictflow_schemas::wire::{Format, Wire};
+use ictflow_schemas::{Id, Millis};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Records that a source reads ahead of an epoch, where the epoch itself isn't larger.
+pub const READ_AHEAD: usize = 20_000;
+
+/// How long a bound that the log must reach is waited for, before the job says that it can't.
+const BOUND_PATIENCE: Duration = Duration::from_secs(60);
+
+/// One input log.
+pub struct Source {
+    topic: Topic,
+    name: String,
+    reader: Box<dyn Reader>,
+    /// By partition, records read and not yet in an epoch.
+    waiting: Vec<VecDeque<Record>>,
+    /// By partition, the end offset of the last closed epoch.
+    ends: Vec<i64>,
+}
+
+impl Source {
+    /// A source that starts at the earliest record.
+    pub fn open(topics: &mut dyn Topics, topic: Topic, name: &str, partitions: u32) -> Result<Self> {
+        let ends = vec![0; partitions as usize];
+        let reader = topics.reader(name, &ends)?;
+        Ok(Source { topic, name: name.to_owned(), reader, waiting: vec![VecDeque::new(); ends.len()], ends })
+    }
+
+    /// The topic's role.
+    pub fn topic(&self) -> Topic {
+        self.topic
+    }
+
+    /// The partition count.
+    pub fn partitions(&self) -> u32 {
+        self.ends.len() as u32
+    }
+
+    /// By partition, the end offset of the last closed epoch.
+    pub fn ends(&self) -> &[i64] {
+        &self.ends
+    }
+
+    /// How many records wait for an epoch.
+    pub fn waiting(&self) -> usize {
+        self.waiting.iter().map(VecDeque::len).sum()
+    }
+
+    /// Reads on, unless `limit` records wait already.
+    pub fn fill(&mut self, limit: usize, wait: Duration) -> Result<()> {
+        let room = limit.saturating_sub(self.waiting());
+        if room > 0 {
+            for record in self.reader.poll(room, wait)? {
+                self.keep(record)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn keep(&mut self, record: Record) -> Result<()> {
+        let partition = record.partition as usize;
+        let Some(waiting) = self.waiting.get_mut(partition) else {
+            return Err(Error::fatal(
+                format!("read topic {}", self.name),
+                format!("partition {partition} appeared while the job ran"),
+                "a changed partition count moves users to other partitions: start a new job",
+            ));
+        };
+        waiting.push_back(record);
+        Ok(())
+    }
+
+    /// Takes up to `max` waiting records, partition by partition in turn, and moves the ends.
+    pub fn take(&mut self, max: usize) -> Vec<Record> {
+        let mut taken = Vec::new();
+        while taken.len() < max && self.waiting() > 0 {
+            for waiting in &mut self.waiting {
+                if taken.len() < max {
+                    taken.extend(waiting.pop_front());
+                }
+            }
+        }
+        let positions = self.reader.positions();
+        for (partition, end) in self.ends.iter_mut().enumerate() {
+            // Everything below the first waiting record is in an epoch, and so are the gaps that
+            // compaction and control records leave.
+            let next = self.waiting[partition].front().map_or(positions[partition], |record| record.offset);
+            *end = (*end).max(next);
+        }
+        taken
+    }
+
+    /// Takes just the records below the bounds, reading on until all of them are there.
+    pub fn take_to(&mut self, bounds: &[i64]) -> Result<Vec<Record>> {
+        if bounds.len() != self.ends.len() {
+            return Err(Error::fatal(
+                format!("replay topic {}", self.name),
+                format!(
+                    "the recorded bounds have {} partitions, the topic {}",
+                    bounds.len(),
+                    self.ends.len()
+                ),
+                "a changed partition count moves users to other partitions: start a new job",
+            ));
+        }
+        let mut waited = Duration::ZERO;
+        while self.reader.positions().iter().zip(bounds).any(|(position, bound)| position < bound) {
+            let step = Duration::from_millis(100);
+            let records = self.reader.poll(READ_AHEAD, step)?;
+            waited = if records.is_empty() { waited + step } else { Duration::ZERO };
+            if waited > BOUND_PATIENCE {
+                return Err(Error::fatal(
+                    format!("replay topic {}", self.name),
+                    "the log ends before a recorded bound",
+                    "records that an epoch holds are gone: was the topic made anew?",
+                ));
+            }
+            for record in records {
+                self.keep(record)?;
+            }
+        }
+        let mut taken = Vec::new();
+        for (waiting, bound) in self.waiting.iter_mut().zip(bounds) {
+            while waiting.front().is_some_and(|record| record.offset < *bound) {
+                taken.extend(waiting.pop_front());
+            }
+        }
+        for (end, bound) in self.ends.iter_mut().zip(bounds) {
+            *end = (*end).max(*bound);
+        }
+        Ok(taken)
+    }
+}
+
+/// How the records of the inputs were judged, in total.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Judgements {
+    /// Records of `interactions`.
+    pub interactions: u64,
+    /// Accepted ones.
+    pub accepted: u64,
+    /// Dropped as seen.
+    pub seen: u64,
+    /// Records of `items`, readable.
+    pub items: u64,
+    /// Dead letters by reason word.
+    pub dead_letters: BTreeMap<&'static str, u64>,
+}
+
+/// Turns records into an epoch's input.
+pub struct Judge {
+    semantics: Arc<Semantics>,
+    formats: BTreeMap<Topic, Format>,
+    partitions: Vec<Accept>,
+    candidate_partitions: u32,
+    encoder: String,
+    /// Totals since start.
+    pub judgements: Judgements,
+}
+
+/// What an epoch's records came to.
+#[derive(Default)]
+pub struct Harvest {
+    /// What enters the dataflow.
+    pub input: EpochInput,
+    /// What was refused.
+    pub dead_letters: Vec<DeadLetter>,
+    /// Content keys whose record was read: no longer in flight.
+    pub answered: Vec<Digest>,
+    /// Texts whose embedding was read.
+    pub embedded: Vec<Digest>,
+}
+
+impl Judge {
+    /// A judge that has seen nothing.
+    pub fn new(
+        semantics: Arc<Semantics>,
+        formats: BTreeMap<Topic, Format>,
+        partitions: u32,
+        candidate_partitions: u32,
+        encoder: &str,
+    ) -> Self {
+        let judges = (0..partitions).map(|p| Accept::new(semantics.clone(), p, partitions)).collect();
+        Judge {
+            semantics,
+            formats,
+            partitions: judges,
+            candidate_partitions,
+            encoder: encoder.to_owned(),
+            judgements: Judgements::default(),
+        }
+    }
+
+    /// The partition maxima.
+    pub fn maxima(&self) -> Vec<Millis> {
+        self.partitions.iter().map(Accept::maximum).collect()
+    }
+
+    /// Judges the records of one log.
+    pub fn judge(
+        &mut self,
+        topic: Topic,
+        name: &str,
+        records: Vec<Record>,
+        texts: &mut Texts,
+        out: &mut Harvest,
+    ) {
+        for record in records {
+            let refused = match topic {
+                Topic::Interactions => self.interaction(&record, out),
+                Topic::Items => self.item(&record, texts, out),
+                Topic::Candidates => self.candidates(&record, out),
+                Topic::Cot => {
+                    cot(&record, texts, out);
+                    None
+                }
+                _ => {
+                    self.embedding(&record, out);
+                    None
+                }
+            };
+            if let Some(reason) = refused {
+                *self.judgements.dead_letters.entry(reason.word()).or_default() += 1;
+                out.dead_letters.push(DeadLetter {
+                    topic: name.to_owned(),
+                    partition: record.partition as i32,
+                    offset: record.offset,
+                    stage: "accept".to_owned(),
+                    reason: reason.word().to_owned(),
+                    key: record.key,
+                    payload: record.value,
+                });
+            }
+        }
+    }
+
+    fn format(&self, topic: Topic) -> Format {
+        self.formats.get(&topic).copied().unwrap_or(Format::Avro)
+    }
+
+    fn interaction(&mut self, record: &Record, out: &mut Harvest) -> Option<Reason> {
+        let format = self.format(Topic::Interactions);
+        self.judgements.interactions += 1;
+        match self.partitions[record.partition as usize].judge(record, format) {
+            Judged::Accepted(event) => {
+                self.judgements.accepted += 1;
+                out.input.events.push(event);
+                None
+            }
+            Judged::Seen => {
+                self.judgements.seen += 1;
+                None
+            }
+            Judged::Refused(reason) => Some(reason),
+        }
+    }
+
+    fn item(&mut self, record: &Record, texts: &mut Texts, out: &mut Harvest) -> Option<Reason> {
+        let (item, value) = match accept::item(record, self.format(Topic::Items)) {
+            Ok(readable) => readable,
+            Err(reason) => return Some(reason),
+        };
+        self.judgements.items += 1;
+        let text = value.as_ref().map(|item| item.text());
+        let digest = texts.set_item(&item, text.as_deref());
+        let facts = value.zip(digest).map(|(value, text)| ItemFacts {
+            text,
+            creator: value.creator_id().map(Id::from),
+            categories: value.category_ids().into_iter().map(Id::from).collect(),
+        });
+        out.input.items.push(ItemChange { item, position: (record.partition, record.offset), facts });
+        None
+    }
+
+    fn candidates(&mut self, record: &Record, out: &mut Harvest) -> Option<Reason> {
+        let format = self.format(Topic::Candidates);
+        let limit = self.semantics.max_candidates;
+        match accept::candidates(record, format, self.candidate_partitions, limit) {
+            Ok((user, set)) => {
+                let set = set.map(|set| (set.computed_at, set.items.into_iter().map(Id::from).collect()));
+                out.input.candidates.push(CandidateChange { user, offset: record.offset, set });
+                None
+            }
+            Err(reason) => Some(reason),
+        }
+    }
+
+    fn embedding(&self, record: &Record, out: &mut Harvest) {
+        let parts = record.key.as_deref().and_then(unframe).unwrap_or_default();
+        let [encoder, text] = parts[..] else { return };
+        let Ok(text) = std::str::from_utf8(text) else { return };
+        let (failure, hex) = match text.strip_prefix("failed:") {
+            Some(hex) => (true, hex),
+            None => (false, text),
+        };
+        let Some(digest) = Digest::from_hex(hex) else { return };
+        if encoder != self.encoder.as_bytes() {
+            return;
+        }
+        let value = record.value.as_deref().and_then(|value| Embedding::decode(value).ok());
+        let value = value.filter(|value| Some(value.key()) == record.key);
+        let usable = value.as_ref().and_then(Embedding::usable);
+        let vector = usable.and_then(|(_, vector)| vector).map(quantise);
+        out.embedded.push(digest);
+        let change = EmbeddingChange {
+            text: digest,
+            failure,
+            offset: record.offset,
+            usable: usable.is_some(),
+            vector,
+        };
+        out.input.embeddings.push(change);
+    }
+}
+
+/// A record of `cot`. One that isn't usable counts as a tombstone of its key; one whose key can't be
+/// read is nobody's.
+fn cot(record: &Record, texts: &mut Texts, out: &mut Harvest) {
+    let Some((status, key)) = record.key.as_deref().and_then(parse_topic_key) else { return };
+    let value = record.value.as_deref().and_then(|value| CotRecord::decode(value).ok());
+    let usable = value.filter(|value| usable(value, status));
+    let answer = usable.as_ref().filter(|value| value.status == CotStatus::Ok).map(|value| {
+        Arc::new(Answer {
+            key,
+            offset: record.offset,
+            user: value.user_id.as_str().into(),
+            item: value.item_id.as_str().into(),
+            decision: decision(&value.decision).unwrap_or(Label::None),
+            prompt_version: value.prompt_version.as_str().into(),
+            llm_model: value.llm_model.as_str().into(),
+            text: texts.add_cot(&value.text),
+            created_at: value.created_at,
+        })
+    });
+    out.answered.push(key);
+    out.input.answers.push(AnswerChange {
+        position: (record.partition, record.offset),
+        key,
+        failure: status == CotStatus::Failed,
+        usable: usable.is_some(),
+        answer,
+    });
+}
+
+/// Whether a record may stand on `cot` under a key of this form.
+pub fn usable(record: &CotRecord, status: CotStatus) -> bool {
+    record.status == status
+        && decision(&record.decision).is_some()
+        && !record.user_id.is_empty()
+        && !record.item_id.is_empty()
+        && (status == CotStatus::Failed || !record.text.is_empty())
+}
+
+fn decision(word: &str) -> Option<Label> {
+    match word {
+        "positive" => Some(Label::Positive),
+        "negative" => Some(Label::Negative),
+        _ => None,
+    }
+}

@@ -1,0 +1,4 @@
+//! What the tests share: worlds replayed through a job, dumps, the independent oracle.
+
+pub mod oracle;
+pub mod world;

@@ -1,0 +1,215 @@
+//! Worlds: scripts of input records, jobs on `local` topics over them, dumps for the oracle.
+
+use ictflow_connectors::encoder::Embed;
+use ictflow_connectors::llm::Generate;
+use ictflow_connectors::local::Local;
+use ictflow_connectors::topics::{Reader, Topics};
+use ictflow_dataflows::epochs::read_whole;
+use ictflow_dataflows::job::{Job, Options, Parts};
+use ictflow_dataflows::names::Names;
+use ictflow_dataflows::tail;
+use ictflow_operators::ict::{Shape, Weights, untrained};
+use ictflow_schemas::candidates::Candidates;
+use ictflow_schemas::config::Semantics;
+use ictflow_schemas::framing::partition;
+use ictflow_schemas::interaction::Interaction;
+use ictflow_schemas::item::Item;
+use ictflow_schemas::topic::{NewRecord, Topic};
+use ictflow_schemas::wire::{Format, Wire};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// One record to produce, as `tests/oracle/mutate.py` writes it.
+pub fn record(line: &Value, partitions: u32) -> NewRecord {
+    let topic = line["topic"].as_str().unwrap();
+    let key = line["key"].as_str().map(|key| key.as_bytes().to_vec());
+    let value = match (line["raw"].as_str(), &line["value"]) {
+        (Some(raw), _) => Some(unhex(raw)),
+        (None, Value::Null) => None,
+        (None, value) => Some(encode(topic, value)),
+    };
+    let place = line["partition"].as_u64().map(|p| p as u32);
+    NewRecord {
+        topic: topic.to_owned(),
+        partition: place.unwrap_or_else(|| key.as_deref().map_or(0, |key| partition(key, partitions))),
+        timestamp: line["timestamp"].as_i64(),
+        key,
+        value,
+        headers: Vec::new(),
+    }
+}
+
+fn encode(topic: &str, value: &Value) -> Vec<u8> {
+    match topic {
+        "interactions" => serde_json::from_value::<Interaction>(value.clone()).unwrap().encode(),
+        "items" => serde_json::from_value::<Item>(value.clone()).unwrap().encode(),
+        "candidates" => serde_json::from_value::<Candidates>(value.clone()).unwrap().encode(),
+        other => panic!("no input topic: {other}"),
+    }
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    (0..text.len()).step_by(2).map(|i| u8::from_str_radix(&text[i..i + 2], 16).unwrap()).collect()
+}
+
+/// How a test runs a job.
+pub struct World {
+    /// The SQLite file of the topics.
+    pub file: PathBuf,
+    /// The job's name; its own topics end in it.
+    pub job: String,
+    /// Partitions of the inputs.
+    pub partitions: u32,
+    /// Timely workers.
+    pub workers: usize,
+    /// Events of an epoch.
+    pub epoch: usize,
+    /// The semantics.
+    pub semantics: Semantics,
+    /// Whether calls are made.
+    pub generate: bool,
+    /// The weights file's bytes.
+    pub weights: Arc<Vec<u8>>,
+    /// Where calls are accounted.
+    pub calls_file: Option<PathBuf>,
+}
+
+/// Untrained weights for the text width of the encoder in use.
+pub fn weights(width: usize) -> Arc<Vec<u8>> {
+    Arc::new(untrained(7, Shape { text: width, ..Shape::default() }).unwrap())
+}
+
+impl World {
+    /// A world of one worker in a folder.
+    pub fn new(folder: &Path, job: &str, semantics: Semantics, weights: Arc<Vec<u8>>) -> Self {
+        World {
+            file: folder.join("topics.sqlite"),
+            job: job.to_owned(),
+            partitions: 3,
+            workers: 1,
+            epoch: 1_000,
+            semantics,
+            generate: true,
+            weights,
+            calls_file: None,
+        }
+    }
+
+    /// The topics' names of this job.
+    pub fn names(&self) -> Names {
+        Names::new(&BTreeMap::new(), &format!(".{}", self.job))
+    }
+
+    /// The store.
+    pub fn topics(&self) -> Local {
+        Local::open(&self.file).unwrap()
+    }
+
+    /// Starts the job with a generator and an encoder.
+    pub fn start(&self, generator: Box<dyn Generate>, encoder: Box<dyn Embed>) -> Job {
+        self.try_start(generator, encoder).unwrap()
+    }
+
+    /// Starts the job, or says why not.
+    pub fn try_start(
+        &self,
+        generator: Box<dyn Generate>,
+        encoder: Box<dyn Embed>,
+    ) -> ictflow_connectors::Result<Job> {
+        let parts = Parts {
+            topics: Box::new(self.topics()),
+            formats: BTreeMap::new(),
+            generator,
+            encoder,
+            weights: Arc::new(Weights::from_safetensors(&self.weights).unwrap()),
+        };
+        let options = Options {
+            job: self.job.clone(),
+            names: self.names(),
+            workers: self.workers,
+            epoch_max_events: self.epoch,
+            create_inputs: Some(self.partitions),
+            generate: self.generate,
+            calls_file: self.calls_file.clone(),
+        };
+        Job::start(parts, Arc::new(self.semantics.clone()), options)
+    }
+
+    /// Dumps every topic of the job and the wanted keys into a folder, for the oracle.
+    pub fn dump(&self, job: &Job, folder: &Path) {
+        std::fs::create_dir_all(folder).unwrap();
+        let names = self.names();
+        let mut topics = self.topics();
+        for topic in Topic::ALL {
+            let mut file = std::io::BufWriter::new(
+                std::fs::File::create(folder.join(format!("{}.jsonl", topic.name()))).unwrap(),
+            );
+            read_whole(&mut topics, names.of(topic), |record| {
+                writeln!(file, "{}", tail::line(topic, topic.name(), &record, Format::Avro)).unwrap();
+            })
+            .unwrap();
+        }
+        let wanted: Vec<String> = job.requester().wanted().iter().map(|key| key.hex()).collect();
+        std::fs::write(folder.join("wanted.txt"), wanted.join("\n")).unwrap();
+        std::fs::write(folder.join("weights.safetensors"), &**self.weights).unwrap();
+    }
+
+    /// The compacted values of a topic of this job: by key the newest value that isn't null.
+    pub fn compacted(&self, topic: Topic) -> BTreeMap<Vec<u8>, Vec<u8>> {
+        let mut values = BTreeMap::new();
+        read_whole(&mut self.topics(), self.names().of(topic), |record| {
+            let key = record.key.unwrap();
+            match record.value {
+                Some(value) => values.insert(key, value),
+                None => values.remove(&key),
+            };
+        })
+        .unwrap();
+        values
+    }
+}
+
+/// Steps a job until it is idle.
+pub fn settle(job: &mut Job) {
+    while !job.idle() {
+        job.step(Duration::from_millis(5)).unwrap();
+    }
+}
+
+/// Appends a script in blocks that hold so many interactions, one step of the job after each.
+pub fn play(job: &mut Job, script: &[Value], partitions: u32, block: usize) {
+    let mut records = Vec::new();
+    let mut events = 0;
+    for line in script {
+        events += usize::from(line["topic"] == "interactions");
+        records.push(record(line, partitions));
+        if events == block {
+            job.topics().append(&std::mem::take(&mut records)).unwrap();
+            job.step(Duration::from_millis(5)).unwrap();
+            events = 0;
+        }
+    }
+    job.topics().append(&records).unwrap();
+    settle(job);
+}
+
+/// Reads all records of a topic that a reader gives now.
+pub fn drain(reader: &mut dyn Reader) -> Vec<ictflow_schemas::topic::Record> {
+    let mut all = Vec::new();
+    loop {
+        let records = reader.poll(10_000, Duration::from_millis(200)).unwrap();
+        if records.is_empty() {
+            return all;
+        }
+        all.extend(records);
+    }
+}
+
+/// Reads a script.
+pub fn script(path: &Path) -> Vec<Value> {
+    std::fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}

@@ -1,0 +1,4 @@
+//! The end-to-end tests: one binary.
+#![allow(clippy::unwrap_used)]
+
+mod parity;
