@@ -1,12 +1,18 @@
 //! Assembly of ictflow: the graph, the jobs, the one binary.
 
+pub mod cli;
+pub mod config;
+pub mod demo;
 pub mod engine;
 pub mod epochs;
+pub mod explain;
 pub mod job;
 pub mod names;
 pub mod pipeline;
+pub mod progress;
 pub mod requester;
 pub mod sink;
 pub mod sources;
+pub mod summary;
 pub mod tail;
 pub mod texts;

@@ -2,7 +2,7 @@
 //!
 //! One line: topic, partition, offset, timestamp, key, headers, value. A key is text for inputs and
 //! `cot`, the array of its framed parts for the others; a value that doesn't decode is null, with its
-//! bytes as hex under `undecodable`.
+//! bytes as hex under `undecodable`. With `--raw` the bytes of every value stand under `raw`.
 
 use ictflow_schemas::candidates::Candidates;
 use ictflow_schemas::cot::CotRecord;
@@ -19,7 +19,7 @@ use ictflow_schemas::wire::{Format, Wire, WireError};
 use serde_json::{Map, Value, json};
 
 /// A record as one JSON object.
-pub fn line(topic: Topic, name: &str, record: &Record, format: Format) -> Value {
+pub fn line(topic: Topic, name: &str, record: &Record, format: Format, raw: bool) -> Value {
     let mut line = Map::new();
     line.insert("topic".into(), json!(name));
     line.insert("partition".into(), json!(record.partition));
@@ -41,6 +41,9 @@ pub fn line(topic: Topic, name: &str, record: &Record, format: Format) -> Value 
             line.insert("value".into(), Value::Null)
         }
     };
+    if raw {
+        line.insert("raw".into(), json!(record.value.as_deref().map(hex)));
+    }
     Value::Object(line)
 }
 

@@ -149,7 +149,7 @@ impl World {
                 std::fs::File::create(folder.join(format!("{}.jsonl", topic.name()))).unwrap(),
             );
             read_whole(&mut topics, names.of(topic), |record| {
-                writeln!(file, "{}", tail::line(topic, topic.name(), &record, Format::Avro)).unwrap();
+                writeln!(file, "{}", tail::line(topic, topic.name(), &record, Format::Avro, true)).unwrap();
             })
             .unwrap();
         }

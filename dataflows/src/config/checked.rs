@@ -1,0 +1,243 @@
+//! The configuration as a job uses it: every value checked, all problems reported at once.
+
+use super::raw::{EncoderKind, GeneratorKind, Raw, TopicsKind};
+use crate::job::{Options, Parts};
+use crate::names::Names;
+use ictflow_connectors::encoder::Embed;
+use ictflow_connectors::encoder::hashed::Hashed;
+use ictflow_connectors::encoder::minilm::MiniLm;
+use ictflow_connectors::files::Files;
+use ictflow_connectors::kafka::Kafka;
+use ictflow_connectors::llm::Generate;
+use ictflow_connectors::llm::local::LocalLlm;
+use ictflow_connectors::llm::template::Template;
+use ictflow_connectors::local::Local;
+use ictflow_connectors::topics::Topics;
+use ictflow_connectors::{Error, Result};
+use ictflow_operators::ict::{Shape, Weights, untrained};
+use ictflow_schemas::config::Semantics;
+use ictflow_schemas::topic::Topic;
+use ictflow_schemas::wire::Format;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The seed of the weights that serve until trained ones exist.
+pub const UNTRAINED_SEED: u64 = 2026;
+
+/// The most workers of one process; more than any machine this was run on has cores.
+const MAX_WORKERS: usize = 256;
+
+/// The most events of one epoch: its records are in memory several times over.
+const MAX_EPOCH_EVENTS: usize = 1_000_000;
+
+/// Input files in the place of topics.
+#[derive(Clone, Debug, Default)]
+pub struct InputFiles {
+    /// Lines of `interactions`.
+    pub interactions: PathBuf,
+    /// Lines of `items`.
+    pub items: PathBuf,
+    /// Lines of `candidates`.
+    pub candidates: Option<PathBuf>,
+    /// Whether the files are still being written.
+    pub follow: bool,
+}
+
+/// A checked configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    raw: Raw,
+    /// How the job runs.
+    pub options: Options,
+    /// What decides its outputs.
+    pub semantics: Arc<Semantics>,
+    /// How long input is gathered before an epoch is closed.
+    pub interval: Duration,
+    state: PathBuf,
+    files: Option<InputFiles>,
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// `Fatal` with every problem, each with its key.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| Error::fatal(format!("read {}", path.display()), e, "name a TOML file with --config"))?;
+        let raw: Raw = toml::from_str(&text).map_err(|e| {
+            Error::fatal(format!("read {}", path.display()), e.to_string().trim_end(), "deploy/config has examples with every key")
+        })?;
+        Config::check(raw, None)
+    }
+
+    /// Checks a configuration.
+    pub fn check(raw: Raw, files: Option<InputFiles>) -> Result<Self> {
+        let mut problems = raw.semantics.problems();
+        let mut require = |holds: bool, problem: &str| {
+            if !holds {
+                problems.push(problem.to_owned());
+            }
+        };
+        let workers = raw.workers.unwrap_or(1);
+        require((1..=MAX_WORKERS).contains(&workers), "workers must be 1 to 256");
+        let job = raw.job.clone().unwrap_or_else(|| "ictflow".to_owned());
+        let named = !job.is_empty() && job.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+        require(named && job.len() <= 200, "job must be 1 to 200 letters, digits, '.', '_' or '-': it names transactional writers");
+        require((1..=MAX_EPOCH_EVENTS).contains(&raw.epochs.max_events), "epochs.max_events must be 1 to 1000000");
+        require(raw.epochs.interval_ms <= 60_000, "epochs.interval_ms must be at most 60000");
+        let kafka = raw.topics.kind == TopicsKind::Kafka;
+        require(!kafka || raw.topics.kafka.is_some(), "topics.kind is kafka and [topics.kafka] is missing");
+        require(kafka || raw.topics.kafka.is_none(), "[topics.kafka] is given and topics.kind is local");
+        require(!kafka || raw.topics.partitions.is_none(), "topics.partitions is for local topics: on kafka the owner creates the inputs");
+        require(raw.topics.partitions.is_none_or(|p| (1..=1_000).contains(&p)), "topics.partitions must be 1 to 1000");
+        let mut names: Vec<&String> = raw.topics.names.values().collect();
+        names.sort();
+        names.dedup();
+        require(names.len() == raw.topics.names.len(), "topics.names gives one name to two topics");
+        require(names.iter().all(|name| !name.is_empty()), "topics.names has an empty name");
+        if let Some(kafka) = &raw.topics.kafka {
+            problems.extend(kafka.problems());
+        }
+        if !problems.is_empty() {
+            return Err(Error::fatal("check the configuration", problems.join("; "), "fix all of them, then try again"));
+        }
+        let state = raw.state.clone().unwrap_or_else(|| PathBuf::from("state"));
+        let names = Names::new(&raw.topics.names, &raw.topics.suffix);
+        let create_inputs = (!kafka).then(|| raw.topics.partitions.unwrap_or(1));
+        let options = Options {
+            calls_file: Some(state.join(format!("{job}.calls"))),
+            job,
+            names,
+            workers,
+            epoch_max_events: raw.epochs.max_events,
+            create_inputs,
+            generate: true,
+        };
+        Ok(Config {
+            semantics: Arc::new(raw.semantics.clone()),
+            interval: Duration::from_millis(raw.epochs.interval_ms),
+            state,
+            options,
+            files,
+            raw,
+        })
+    }
+
+    /// The store of the topics. `read_only` for programs beside a running job.
+    pub fn topics(&self, read_only: bool) -> Result<Box<dyn Topics>> {
+        if let Some(kafka) = &self.raw.topics.kafka {
+            return Ok(Box::new(Kafka::connect(kafka.clone())?));
+        }
+        let file = self.raw.topics.file.clone().unwrap_or_else(|| self.state.join("topics.sqlite"));
+        if read_only {
+            return Ok(Box::new(Local::open_read_only(&file)?));
+        }
+        self.make_state()?;
+        let local = Local::open(&file)?;
+        match &self.files {
+            None => Ok(Box::new(local)),
+            Some(files) => {
+                let name = |topic| self.options.names.of(topic).to_owned();
+                let mut sources = vec![
+                    (name(Topic::Interactions), files.interactions.clone()),
+                    (name(Topic::Items), files.items.clone()),
+                ];
+                sources.extend(files.candidates.clone().map(|path| (name(Topic::Candidates), path)));
+                Ok(Box::new(Files::open(local, &self.state, sources, files.follow)?))
+            }
+        }
+    }
+
+    /// How the records of the inputs are written.
+    pub fn formats(&self) -> BTreeMap<Topic, Format> {
+        let json = |topics: &[Topic]| topics.iter().map(|topic| (*topic, Format::Json)).collect();
+        match &self.files {
+            None => BTreeMap::new(),
+            Some(files) if files.candidates.is_some() => json(&[Topic::Interactions, Topic::Items, Topic::Candidates]),
+            Some(_) => json(&[Topic::Interactions, Topic::Items]),
+        }
+    }
+
+    /// Everything that a job is made of, models loaded.
+    ///
+    /// # Errors
+    /// `Fatal` where a model, the weights or the store can't be opened, or their widths differ.
+    pub fn parts(&self) -> Result<Parts> {
+        self.make_state()?;
+        let encoder = self.encoder()?;
+        let weights = self.weights(encoder.width())?;
+        let generator = self.generator()?;
+        Ok(Parts { topics: self.topics(false)?, formats: self.formats(), generator, encoder, weights })
+    }
+
+    fn encoder(&self) -> Result<Box<dyn Embed>> {
+        let default = || models().join("encoder");
+        Ok(match self.raw.encoder.kind {
+            EncoderKind::Minilm => Box::new(MiniLm::load(&self.raw.encoder.folder.clone().unwrap_or_else(default))?),
+            EncoderKind::Hashed => Box::new(Hashed::new(Shape::default().text)),
+        })
+    }
+
+    fn generator(&self) -> Result<Box<dyn Generate>> {
+        let default = || models().join("llm").join("model.gguf");
+        Ok(match self.raw.generator.kind {
+            GeneratorKind::Local => Box::new(LocalLlm::load(&self.raw.generator.model.clone().unwrap_or_else(default))?),
+            GeneratorKind::Template => Box::new(Template::new()),
+        })
+    }
+
+    /// The weights of the file, or untrained ones, which are written to the state folder.
+    fn weights(&self, width: usize) -> Result<Arc<Weights>> {
+        let (path, bytes) = match &self.raw.ict.weights {
+            Some(path) => {
+                let bytes = std::fs::read(path)
+                    .map_err(|e| Error::fatal(format!("read {}", path.display()), e, "set [ict] weights to a safetensors file"))?;
+                (path.clone(), bytes)
+            }
+            None => {
+                let path = self.state.join("untrained.safetensors");
+                let bytes = untrained(UNTRAINED_SEED, Shape { text: width, ..Shape::default() })
+                    .map_err(|e| Error::fatal("make untrained weights", e, "the encoder's width is out of range"))?;
+                std::fs::write(&path, &bytes)
+                    .map_err(|e| Error::fatal(format!("write {}", path.display()), e, "the state folder must be writable"))?;
+                (path, bytes)
+            }
+        };
+        let weights = Weights::from_safetensors(&bytes)
+            .map_err(|e| Error::fatal(format!("load {}", path.display()), e, "schemas/weights.md says what the file must hold"))?;
+        if weights.shape().text != width {
+            return Err(Error::fatal(
+                format!("load {}", path.display()),
+                format!("they take texts of width {}, the encoder gives {width}", weights.shape().text),
+                "use the encoder that the weights were trained with",
+            ));
+        }
+        Ok(Arc::new(weights))
+    }
+
+    fn make_state(&self) -> Result<()> {
+        std::fs::create_dir_all(&self.state)
+            .map_err(|e| Error::fatal(format!("make the folder {}", self.state.display()), e, "set state to a writable folder"))
+    }
+
+    /// The folder of the job's files.
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// The weights file in use.
+    pub fn weights_file(&self) -> PathBuf {
+        self.raw.ict.weights.clone().unwrap_or_else(|| self.state.join("untrained.safetensors"))
+    }
+}
+
+/// The cache folder of models and data: `ICTFLOW_MODELS`, else `~/.cache/ictflow`.
+pub fn models() -> PathBuf {
+    match std::env::var_os("ICTFLOW_MODELS") {
+        Some(folder) => PathBuf::from(folder),
+        None => PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache").join("ictflow"),
+    }
+}

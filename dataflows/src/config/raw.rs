@@ -1,0 +1,129 @@
+//! The configuration as the TOML file writes it. Parsing does no I/O and checks nothing but names
+//! and types; an unknown key is an error.
+
+use ictflow_connectors::kafka;
+use ictflow_schemas::config::Semantics;
+use ictflow_schemas::topic::Topic;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// The whole file.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Raw {
+    /// The encoder of texts.
+    pub encoder: Encoder,
+    /// How epochs are closed.
+    pub epochs: Epochs,
+    /// The generator of CoTs.
+    pub generator: Generator,
+    /// The ICT weights.
+    pub ict: Ict,
+    /// The job's name. It names the transactional writers: one running process a name.
+    pub job: Option<String>,
+    /// Every value that decides an output.
+    pub semantics: Semantics,
+    /// The folder of this job's files: the `local` topics, the accounting file.
+    pub state: Option<PathBuf>,
+    /// Where the topics live.
+    pub topics: Topics,
+    /// Worker threads of the dataflow.
+    pub workers: Option<usize>,
+}
+
+/// `[encoder]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Encoder {
+    /// Which encoder.
+    pub kind: EncoderKind,
+    /// The folder with `model.safetensors`, `tokenizer.json` and `config.json`.
+    pub folder: Option<PathBuf>,
+}
+
+/// The encoders.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EncoderKind {
+    /// all-MiniLM-L6-v2 on candle.
+    #[default]
+    Minilm,
+    /// Vectors from a hash of the text: fast, and says nothing. For tests.
+    Hashed,
+}
+
+/// `[epochs]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Epochs {
+    /// How long input is gathered before an epoch is closed.
+    pub interval_ms: u64,
+    /// Records of `interactions` in one epoch at most.
+    pub max_events: usize,
+}
+
+impl Default for Epochs {
+    fn default() -> Self {
+        Epochs { interval_ms: 500, max_events: 10_000 }
+    }
+}
+
+/// `[generator]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Generator {
+    /// Which generator.
+    pub kind: GeneratorKind,
+    /// The GGUF file of a local model.
+    pub model: Option<PathBuf>,
+}
+
+/// The generators.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GeneratorKind {
+    /// A LLaMA-family model on candle.
+    #[default]
+    Local,
+    /// Deterministic text without a model: for tests and as an ablation.
+    Template,
+}
+
+/// `[ict]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Ict {
+    /// A safetensors file of `schemas/weights.md`. Without it untrained weights serve, and say so.
+    pub weights: Option<PathBuf>,
+}
+
+/// `[topics]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Topics {
+    /// Which store.
+    pub kind: TopicsKind,
+    /// `[topics.kafka]`.
+    pub kafka: Option<kafka::Config>,
+    /// `[topics.names]`: names on the store that differ from the default ones.
+    pub names: BTreeMap<Topic, String>,
+    /// Appended to the default names of the topics that belong to one job: epochs, progress,
+    /// features, examples, dead_letters. So several jobs share their inputs on one store.
+    pub suffix: String,
+    /// Partitions of inputs that are made where they don't exist; only for `local`.
+    pub partitions: Option<u32>,
+    /// The SQLite file of `local`; `topics.sqlite` in the state folder by default.
+    pub file: Option<PathBuf>,
+}
+
+/// The stores.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TopicsKind {
+    /// One SQLite file.
+    #[default]
+    Local,
+    /// Apache Kafka.
+    Kafka,
+}
