@@ -1,5 +1,8 @@
 //! Generators of CoT texts behind one trait.
 
+pub mod local;
+pub mod prompt;
+
 use crate::Result;
 use ictflow_schemas::cot::CotRequest;
 
