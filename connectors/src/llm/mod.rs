@@ -1,6 +1,9 @@
 //! Generators of CoT texts behind one trait.
 
 pub mod answer;
+pub mod local;
+pub mod prompt;
+
 use crate::Result;
 use ictflow_schemas::cot::CotRequest;
 
