@@ -1,4 +1,5 @@
 //! What the tests share: worlds replayed through a job, dumps, the independent oracle.
 
+pub mod kafka;
 pub mod oracle;
 pub mod world;

@@ -1,4 +1,5 @@
 //! The end-to-end tests: one binary.
 #![allow(clippy::unwrap_used)]
 
+mod kafka_topics;
 mod parity;

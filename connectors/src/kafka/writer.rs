@@ -1,0 +1,225 @@
+//! The transactional writer.
+
+use super::client::{Context, Counts, Shared};
+use super::error::{FENCED, PAUSE, UNKNOWN_OUTCOME, failure};
+use super::send::{check, send};
+use crate::topics::Writer;
+use crate::{Disposition, Error, Result};
+use ictflow_schemas::topic::NewRecord;
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::producer::{BaseProducer, Producer};
+use rdkafka::{Offset, TopicPartitionList};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// The least time that a call of the protocol is given, also at the end of a deadline.
+const LEAST: Duration = Duration::from_secs(1);
+
+/// How long one attempt at fencing lasts; the next goes on where it stood.
+const FENCE_SLICE: Duration = Duration::from_secs(2);
+
+/// Where a writer stands between calls.
+enum State {
+    /// No transaction is open.
+    Idle(BaseProducer<Context>),
+    /// A fatal failure ended it; the producer is gone.
+    Closed,
+}
+
+/// A transactional writer: idle or closed, one transaction a call.
+pub(super) struct KafkaWriter {
+    shared: Arc<Shared>,
+    id: String,
+    group: ConsumerGroupMetadata,
+    state: State,
+}
+
+impl KafkaWriter {
+    /// Fences every earlier writer of the id and aborts what it left open.
+    pub(super) fn open(shared: &Arc<Shared>, id: &str) -> Result<Self> {
+        let context = || format!("fence the writers of {id}");
+        let group = group(&shared.client, shared, id).map_err(|error| failure(context(), &error))?;
+        let producer: BaseProducer<Context> = shared
+            .config
+            .writer(&shared.client, id)
+            .create_with_context(Context::new(&shared.counts))
+            .map_err(|error| failure(context(), &error))?;
+        let deadline = Instant::now() + shared.config.transaction_timeout();
+        let fence = |timeout: Duration| {
+            let answer = producer.init_transactions(timeout.min(FENCE_SLICE));
+            // A refused password only shows in the queue: the call itself would wait to its end.
+            producer.poll(Duration::ZERO);
+            answer
+        };
+        persist(deadline, || producer.context().lasting(), fence)
+            .map_err(|error| producer.context().failure(context(), &error))?;
+        Ok(KafkaWriter { shared: Arc::clone(shared), id: id.to_owned(), group, state: State::Idle(producer) })
+    }
+
+    fn context(&self) -> String {
+        format!("commit a transaction of {}", self.id)
+    }
+
+    /// Everything between begin and commit.
+    fn fill(
+        &self,
+        producer: &BaseProducer<Context>,
+        records: &[NewRecord],
+        offsets: &[(String, u32, i64)],
+        deadline: Instant,
+    ) -> std::result::Result<(), KafkaError> {
+        send(producer, records, deadline)?;
+        if offsets.is_empty() {
+            return Ok(());
+        }
+        let mut list = TopicPartitionList::with_capacity(offsets.len());
+        for (topic, partition, offset) in offsets {
+            let partition = i32::try_from(*partition).unwrap_or(i32::MAX);
+            list.add_partition_offset(topic, partition, Offset::Offset(*offset))?;
+        }
+        persist(
+            deadline,
+            || false,
+            |timeout| producer.send_offsets_to_transaction(&list, &self.group, timeout),
+        )
+    }
+
+    /// Aborts the open transaction after a failure before its commit. The writer is idle again
+    /// where that succeeds; the failure says whether another attempt may help.
+    fn abort(&mut self, producer: BaseProducer<Context>, error: &KafkaError) -> Error {
+        if let Some(fatal) = self.fatal(&producer) {
+            return fatal;
+        }
+        let deadline = Instant::now() + self.shared.config.transaction_timeout();
+        match serving(&producer, || {
+            persist(deadline, || false, |timeout| producer.abort_transaction(timeout))
+        }) {
+            Ok(()) => {
+                Counts::add(&self.shared.counts.aborts, 1);
+                let failed = producer.context().failure(self.context(), error);
+                self.state = State::Idle(producer);
+                failed
+            }
+            // Nothing was committed; the broker aborts it after the timeout, or the next fence does.
+            Err(abort) => self.fatal(&producer).unwrap_or_else(|| {
+                let detail = format!("{error}; aborting it failed: {abort}");
+                Error::fatal(self.context(), detail, "drop the writer and fence again")
+            }),
+        }
+    }
+
+    /// The failure of a producer that can't go on, `None` where it can.
+    fn fatal(&self, producer: &BaseProducer<Context>) -> Option<Error> {
+        let (code, reason) = producer.client().fatal_error()?;
+        Some(fatal(self.context(), code, reason))
+    }
+}
+
+impl Writer for KafkaWriter {
+    fn commit(&mut self, records: &[NewRecord], offsets: &[(String, u32, i64)]) -> Result<()> {
+        // The producer leaves the state and returns to it only where the writer may go on.
+        let State::Idle(producer) = std::mem::replace(&mut self.state, State::Closed) else {
+            return Err(Error::fatal(
+                self.context(),
+                "the writer is closed by an earlier failure",
+                "drop the writer, fence again, read progress again",
+            ));
+        };
+        if let Err(error) = check(&self.shared, records) {
+            self.state = State::Idle(producer);
+            return Err(error);
+        }
+        let deadline = Instant::now() + self.shared.config.transaction_timeout();
+        if let Err(error) = producer.begin_transaction() {
+            if let Some(fatal) = self.fatal(&producer) {
+                return Err(fatal);
+            }
+            let failed = producer.context().failure(self.context(), &error);
+            if matches!(failed.disposition, Disposition::Retry { .. }) {
+                self.state = State::Idle(producer);
+            }
+            return Err(failed);
+        }
+        if let Err(error) = self.fill(&producer, records, offsets, deadline) {
+            return Err(self.abort(producer, &error));
+        }
+        match serving(&producer, || {
+            persist(deadline, || false, |timeout| producer.commit_transaction(timeout))
+        }) {
+            Ok(()) => {
+                Counts::add(&self.shared.counts.commits, 1);
+                Counts::add(&self.shared.counts.records_committed, records.len());
+                self.state = State::Idle(producer);
+                Ok(())
+            }
+            Err(error) => {
+                let abortable =
+                    matches!(&error, KafkaError::Transaction(e) if e.txn_requires_abort() && !e.is_fatal());
+                if abortable {
+                    return Err(self.abort(producer, &error));
+                }
+                Err(self
+                    .fatal(&producer)
+                    .unwrap_or_else(|| Error::fatal(self.context(), &error, UNKNOWN_OUTCOME)))
+            }
+        }
+    }
+}
+
+/// The failure of a producer that librdkafka closed for good.
+fn fatal(context: String, code: Code, reason: String) -> Error {
+    let fenced = matches!(code, Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch);
+    Error::fatal(context, format!("{code}: {reason}"), if fenced { FENCED } else { UNKNOWN_OUTCOME })
+}
+
+/// Repeats a call of the protocol while librdkafka says that the same call may be made again, to
+/// the deadline or until it is hopeless.
+fn persist(
+    deadline: Instant,
+    hopeless: impl Fn() -> bool,
+    mut call: impl FnMut(Duration) -> std::result::Result<(), KafkaError>,
+) -> std::result::Result<(), KafkaError> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match call(left.max(LEAST)) {
+            Err(KafkaError::Transaction(error))
+                if error.is_retriable() && Instant::now() < deadline && !hopeless() =>
+            {
+                std::thread::sleep(PAUSE.min(Duration::from_millis(100)));
+            }
+            answer => return answer,
+        }
+    }
+}
+
+/// Makes a blocking call while another thread serves the producer's queue, which abort and commit
+/// wait for.
+fn serving<T>(producer: &BaseProducer<Context>, call: impl FnOnce() -> T) -> T {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Acquire) {
+                producer.poll(Duration::from_millis(2));
+            }
+        });
+        let answer = call();
+        done.store(true, Ordering::Release);
+        answer
+    })
+}
+
+/// The metadata of the group named as the transactional id, without joining it. Only a consumer
+/// gives it out; it is dropped at once.
+fn group(
+    client: &ClientConfig,
+    shared: &Arc<Shared>,
+    id: &str,
+) -> std::result::Result<ConsumerGroupMetadata, KafkaError> {
+    let mut settings = client.clone();
+    settings.set("group.id", id);
+    let consumer: BaseConsumer<Context> = settings.create_with_context(Context::new(&shared.counts))?;
+    consumer.group_metadata().ok_or_else(|| KafkaError::ClientCreation("the group has no metadata".into()))
+}
