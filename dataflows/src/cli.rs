@@ -55,7 +55,9 @@ impl Store {
         match (&self.config, &self.state) {
             (Some(path), _) => Config::read(path),
             (None, Some(state)) => Config::check(Raw { state: Some(state.clone()), ..Raw::default() }, None),
-            (None, None) => Err(Error::fatal("find the job", "no configuration", "give --config FILE or --state DIR")),
+            (None, None) => {
+                Err(Error::fatal("find the job", "no configuration", "give --config FILE or --state DIR"))
+            }
         }
     }
 }
@@ -192,7 +194,10 @@ fn run_job(arguments: &Run) -> Result<()> {
 /// Says loudly that vectors of untrained weights carry no learned meaning.
 pub fn warn_untrained(job: &Job) {
     if job.actives().ict_weights.starts_with("untrained-") {
-        eprintln!("warning: the ICT weights are untrained ({}): the vectors are exact, and no ranker gains by them yet", job.actives().ict_weights);
+        eprintln!(
+            "warning: the ICT weights are untrained ({}): the vectors are exact, and no ranker gains by them yet",
+            job.actives().ict_weights
+        );
     }
 }
 
@@ -200,12 +205,20 @@ fn tail_topic(arguments: &Tail) -> Result<()> {
     let config = arguments.store.config()?;
     let topic = Topic::from_name(&arguments.topic).ok_or_else(|| {
         let known: Vec<&str> = Topic::ALL.iter().map(|topic| topic.name()).collect();
-        Error::fatal("tail", format!("there is no topic {}", arguments.topic), Box::leak(known.join(", ").into_boxed_str()))
+        Error::fatal(
+            "tail",
+            format!("there is no topic {}", arguments.topic),
+            Box::leak(known.join(", ").into_boxed_str()),
+        )
     })?;
     let name = config.options.names.of(topic).to_owned();
     let mut topics = config.topics(true)?;
     if topics.partitions(&name)?.is_none() {
-        return Err(Error::fatal("tail", format!("topic {name} doesn't exist"), "has the job run yet? does the suffix fit?"));
+        return Err(Error::fatal(
+            "tail",
+            format!("topic {name} doesn't exist"),
+            "has the job run yet? does the suffix fit?",
+        ));
     }
     let format = config.formats().get(&topic).copied().unwrap_or(Format::Avro);
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());

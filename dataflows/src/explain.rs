@@ -174,7 +174,11 @@ impl Lineage {
         let mut out = String::new();
         // Writing to a String cannot fail.
         let _ = writeln!(out, "user {user}, item {item}: {}", self.title(item));
-        let _ = writeln!(out, "  published in epoch {epoch}, cot_status {:?}, k {}", feature.cot_status, feature.k);
+        let _ = writeln!(
+            out,
+            "  published in epoch {epoch}, cot_status {:?}, k {}",
+            feature.cot_status, feature.k
+        );
         let _ = writeln!(out, "  weights {}", feature.ict_weights);
         let _ = writeln!(out, "  encoder {}", feature.encoder);
         let _ = writeln!(out, "  prompt  {}, model {}", feature.prompt_version, feature.llm_model);
@@ -191,7 +195,8 @@ impl Lineage {
                     let _ = writeln!(out, "      its example isn't on the topic any more");
                 }
                 Some((example, cot)) => {
-                    let _ = writeln!(out, "      user {} on {}", example.user_id, self.title(&example.item_id));
+                    let _ =
+                        writeln!(out, "      user {} on {}", example.user_id, self.title(&example.item_id));
                     let text = cot.map_or("(its text isn't on the log any more)", |cot| cot.text.as_str());
                     let _ = writeln!(out, "      \u{201c}{text}\u{201d}");
                 }

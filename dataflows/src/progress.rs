@@ -94,7 +94,8 @@ impl Bars {
         let all = MultiProgress::new();
         let bar = |name: &'static str, template: &str| {
             // The templates are constants that parse; a plain bar is no reason to fail.
-            let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+            let style =
+                ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
             all.add(ProgressBar::new(0).with_style(style).with_prefix(name))
         };
         Bars {

@@ -344,5 +344,12 @@ impl Rebuilt {
 }
 
 fn record(topic: &str, partition: u32, key: Vec<u8>, value: Option<Vec<u8>>) -> NewRecord {
-    NewRecord { topic: topic.to_owned(), partition, timestamp: None, key: Some(key), value, headers: Vec::new() }
+    NewRecord {
+        topic: topic.to_owned(),
+        partition,
+        timestamp: None,
+        key: Some(key),
+        value,
+        headers: Vec::new(),
+    }
 }

@@ -22,7 +22,8 @@ pub(super) fn check(shared: &Shared, records: &[NewRecord]) -> Result<()> {
     for (index, record) in records.iter().enumerate() {
         // The place in the call, never the content.
         let context = || format!("send record {index} to {}[{}]", record.topic, record.partition);
-        let size = wire_size(&record.key, record.value.as_deref(), &record.headers);
+        let size =
+            wire_size(record.key.as_deref().unwrap_or_default(), record.value.as_deref(), &record.headers);
         let limit = shared.config.message_max_bytes;
         if size > limit {
             let detail = format!("it may take {size} bytes, and kafka.message_max_bytes is {limit}");
@@ -62,8 +63,8 @@ pub(super) fn send(
     };
     for (index, record) in records.iter().enumerate() {
         let mut message = BaseRecord::<[u8], [u8], usize>::with_opaque_to(&record.topic, call)
-            .partition(i32::try_from(record.partition).unwrap_or(i32::MAX))
-            .key(&record.key);
+            .partition(i32::try_from(record.partition).unwrap_or(i32::MAX));
+        message.key = record.key.as_deref();
         message.payload = record.value.as_deref();
         message.timestamp = record.timestamp;
         if !record.headers.is_empty() {

@@ -178,10 +178,12 @@ pub struct Facts {
 /// Makes one value fit for a prompt: normalised, without invisible characters and brackets,
 /// without the marks of control tokens or this nonce, at most `bytes` long.
 pub fn datum(value: &str, bytes: usize, nonce: &str) -> String {
-    let visible = |c: &char| !matches!(*c as u32,
+    let visible = |c: &char| {
+        !matches!(*c as u32,
         // Zero-width, direction and other format characters, tags, variation selectors, specials.
         0xad | 0x61c | 0x180e | 0x200b..=0x200f | 0x202a..=0x202e | 0x2060..=0x206f | 0xfe00..=0xfe0f
-        | 0xfeff | 0xfff0..=0xfffd | 0xe0000..=0xe0fff);
+        | 0xfeff | 0xfff0..=0xfffd | 0xe0000..=0xe0fff)
+    };
     let mut text: String = normalise(value).chars().filter(visible).collect();
     text = text.replace(['[', '\u{ff3b}'], "(").replace([']', '\u{ff3d}'], ")");
     // Each removal may bring the next one together, so until nothing changes.
@@ -526,7 +528,11 @@ impl Prompt {
         let nonce = |title: &str| text_digest(title).hex()[..8].to_owned();
         let matches = |shots: &[MatchShot]| {
             let one = |shot: &MatchShot| {
-                let item = ItemFacts { title: shot.title.clone(), genres: shot.genres.clone(), about: String::new() };
+                let item = ItemFacts {
+                    title: shot.title.clone(),
+                    genres: shot.genres.clone(),
+                    about: String::new(),
+                };
                 let (liked, disliked) = (Some(shot.liked.clone()), Some(shot.disliked.clone()));
                 let facts = Facts { liked, disliked, item, ..Facts::default() };
                 (self.match_part(step, &facts, &nonce(&shot.title)), vec![shot.gap.clone()])
@@ -545,8 +551,11 @@ impl Prompt {
             }
             Step::Item => {
                 let one = |shot: &ItemShot| {
-                    let item =
-                        ItemFacts { title: shot.title.clone(), genres: shot.genres.clone(), about: String::new() };
+                    let item = ItemFacts {
+                        title: shot.title.clone(),
+                        genres: shot.genres.clone(),
+                        about: String::new(),
+                    };
                     (self.item_part(&item, &nonce(&shot.title)), vec![shot.gap.clone()])
                 };
                 shots.item.iter().map(one).collect()
@@ -610,7 +619,8 @@ impl Prompt {
         let words = &self.file.forbidden;
         let held: Vec<&str> = genres.iter().flat_map(|g| g.split(|c: char| !c.is_alphanumeric())).collect();
         let lacks = |word: &Forbidden| !held.iter().any(|own| !own.is_empty() && word.matches(own));
-        let mut forbidden: Vec<Forbidden> = words.genres.iter().map(|w| Forbidden::new(w)).filter(lacks).collect();
+        let mut forbidden: Vec<Forbidden> =
+            words.genres.iter().map(|w| Forbidden::new(w)).filter(lacks).collect();
         forbidden.extend(contrary.iter().chain(&words.always).map(|w| Forbidden::new(w)));
         Gap { forbidden, fixed: fixed.to_owned() }
     }
@@ -653,7 +663,8 @@ impl Prompt {
         let mut lines = Vec::new();
         for (field, taste) in [("likes", &facts.liked), ("dislikes", &facts.disliked)] {
             if let Some(taste) = taste {
-                let such = if taste.title.is_empty() { String::new() } else { format!(" such as {}", taste.title) };
+                let such =
+                    if taste.title.is_empty() { String::new() } else { format!(" such as {}", taste.title) };
                 lines.push(format!("{field}: {}{such}", self.kinds(&taste.genres)));
             }
         }
@@ -679,11 +690,21 @@ impl Prompt {
         let mut pieces = Vec::new();
         if let Some(taste) = &facts.liked {
             let gap = self.gap(&taste.genres, &forbidden.liked, &fixed.liked);
-            pieces.extend(self.pieces(&skeleton.liked, &self.title(&taste.title, true), &taste.genres, Some(gap)));
+            pieces.extend(self.pieces(
+                &skeleton.liked,
+                &self.title(&taste.title, true),
+                &taste.genres,
+                Some(gap),
+            ));
         }
         if let Some(taste) = &facts.disliked {
             let gap = self.gap(&taste.genres, &forbidden.disliked, &fixed.disliked);
-            pieces.extend(self.pieces(&skeleton.disliked, &self.title(&taste.title, true), &taste.genres, Some(gap)));
+            pieces.extend(self.pieces(
+                &skeleton.disliked,
+                &self.title(&taste.title, true),
+                &taste.genres,
+                Some(gap),
+            ));
         }
         if pieces.is_empty() {
             let words = if facts.seen.is_empty() { &skeleton.unknown } else { &skeleton.seen };

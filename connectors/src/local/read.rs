@@ -114,7 +114,8 @@ fn record(row: &Row<'_>, partition: u32, context: &str) -> Result<(Record, usize
     let key: Option<Vec<u8>> = row.get(2).map_err(failed)?;
     let value: Option<Vec<u8>> = row.get(3).map_err(failed)?;
     let blob = row.get_ref(4).map_err(failed)?.as_blob_or_null().map_err(|error| failed(error.into()))?;
-    let size = key.as_ref().map_or(0, Vec::len) + value.as_ref().map_or(0, Vec::len) + blob.map_or(0, <[u8]>::len);
+    let size =
+        key.as_ref().map_or(0, Vec::len) + value.as_ref().map_or(0, Vec::len) + blob.map_or(0, <[u8]>::len);
     let headers = match blob {
         None => Vec::new(),
         Some(blob) => headers::decode(blob).ok_or_else(|| {

@@ -86,8 +86,9 @@ fn first(arguments: &Arguments) -> Result<()> {
     let started = Instant::now();
     let out = &arguments.out;
     if out.exists() {
-        std::fs::remove_dir_all(out)
-            .map_err(|e| Error::fatal(format!("empty {}", out.display()), e, "the demo starts from an empty state"))?;
+        std::fs::remove_dir_all(out).map_err(|e| {
+            Error::fatal(format!("empty {}", out.display()), e, "the demo starts from an empty state")
+        })?;
     }
     let mut data = MovieLens::read(&models().join("data").join("ml-100k"))?;
     data.ratings.truncate(arguments.ratings);
@@ -131,8 +132,14 @@ fn first(arguments: &Arguments) -> Result<()> {
 }
 
 /// One text edit on an item that a live demonstration uses: its key is asked anew, and nothing else.
-fn edit_a_demonstration(producer: &mut Producer, replay: &mut Replay, job: &mut Job, reporter: &mut Reporter) -> Result<()> {
-    let Some(item) = job.demonstrations().iter().next().map(|demonstration| demonstration.item.to_string()) else {
+fn edit_a_demonstration(
+    producer: &mut Producer,
+    replay: &mut Replay,
+    job: &mut Job,
+    reporter: &mut Reporter,
+) -> Result<()> {
+    let Some(item) = job.demonstrations().iter().next().map(|demonstration| demonstration.item.to_string())
+    else {
         return Ok(());
     };
     let before = job.requester().accounting.first_calls;
@@ -155,10 +162,13 @@ fn again(arguments: &Arguments) -> Result<()> {
     let started = Instant::now();
     let out = &arguments.out;
     if !out.join("topics.sqlite").exists() {
-        return Err(Error::fatal("run the demo again", "there are no logs of a demo before", "run `make demo` first"));
+        return Err(Error::fatal(
+            "run the demo again",
+            "there are no logs of a demo before",
+            "run `make demo` first",
+        ));
     }
-    let config = config(out, "again", ".again")?;
-    clear(&config)?;
+    let config = unused(out)?;
     let mut job = Job::start(config.parts()?, config.semantics.clone(), config.options.clone())?;
     let mut reporter = Reporter::new("again");
     while !job.idle() {
@@ -175,11 +185,18 @@ fn again(arguments: &Arguments) -> Result<()> {
     let path = out.join("summary-again.json");
     write_json(&path, &summary)?;
     tell(&summary, &path);
-    println!("{} live vectors of the first job, {} of the new one: {different} differ, {extra} more", first.len(), second.len());
+    println!(
+        "{} live vectors of the first job, {} of the new one: {different} differ, {extra} more",
+        first.len(),
+        second.len()
+    );
     if different + extra > 0 || summary.called > 0 || summary.embeddings_computed > 0 || second.is_empty() {
         return Err(Error::fatal(
             "compare the two jobs",
-            format!("{different} differ, {extra} more, {} called, {} embedded", summary.called, summary.embeddings_computed),
+            format!(
+                "{different} differ, {extra} more, {} called, {} embedded",
+                summary.called, summary.embeddings_computed
+            ),
             "a replay must give the same bytes and call nothing: this is a defect",
         ));
     }
@@ -187,13 +204,16 @@ fn again(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// A new job's own topics must be empty: an earlier `--again` is forgotten.
-fn clear(config: &Config) -> Result<()> {
-    let mut topics = ictflow_connectors::local::Local::open(config.state().join("topics.sqlite"))?;
-    for topic in [Topic::Epochs, Topic::Progress, Topic::Features, Topic::Examples, Topic::DeadLetters] {
-        topics.remove(config.options.names.of(topic))?;
+/// The configuration of a job that never ran on these logs, whatever ran before.
+fn unused(out: &Path) -> Result<Config> {
+    for n in 1.. {
+        let (job, suffix) = (format!("again-{n}"), format!(".again-{n}"));
+        let config = config(out, &job, &suffix)?;
+        if config.topics(true)?.partitions(config.options.names.of(Topic::Epochs))?.is_none() {
+            return Ok(config);
+        }
     }
-    Ok(())
+    Err(Error::fatal("run the demo again", "every name is taken", "run `make demo` first"))
 }
 
 fn compacted(topics: &mut dyn Topics, name: &str) -> Result<BTreeMap<Vec<u8>, Vec<u8>>> {
@@ -216,7 +236,8 @@ fn show(lineage: &Lineage) {
             continue;
         }
         println!("\nuser {user} and the film offered, {}:", lineage.title(item));
-        let used = lineage.feature(user, item).map(|feature| feature.demonstrations.clone()).unwrap_or_default();
+        let used =
+            lineage.feature(user, item).map(|feature| feature.demonstrations.clone()).unwrap_or_default();
         for demonstration in used.iter().rev() {
             if let Some((example, cot)) = lineage.demonstration(&demonstration.id, demonstration.fresh) {
                 let label = if demonstration.label == 1 { "liked" } else { "did not like" };
@@ -313,7 +334,13 @@ struct Producer {
 }
 
 impl Producer {
-    fn record(&self, topic: Topic, key: &str, value: Option<Vec<u8>>, timestamp: Option<Millis>) -> NewRecord {
+    fn record(
+        &self,
+        topic: Topic,
+        key: &str,
+        value: Option<Vec<u8>>,
+        timestamp: Option<Millis>,
+    ) -> NewRecord {
         NewRecord {
             topic: self.names.of(topic).to_owned(),
             partition: partition(key.as_bytes(), PARTITIONS),
@@ -358,7 +385,12 @@ impl Producer {
         }
         for (i, rating) in ratings.iter().enumerate() {
             for event in events(first + i, rating) {
-                records.push(self.record(Topic::Interactions, &rating.user, Some(event.encode()), Some(rating.time)));
+                records.push(self.record(
+                    Topic::Interactions,
+                    &rating.user,
+                    Some(event.encode()),
+                    Some(rating.time),
+                ));
             }
         }
         replay.time = ratings.last().map_or(0, |rating| rating.time);
@@ -383,7 +415,11 @@ impl Producer {
         }
         // Films that a demonstration is about stay, so that the end shows all K.
         let used = job.demonstrations().iter().any(|c| *c.item == *deleted);
-        if batch.is_multiple_of(20) && batch + 1 < batches && !used && replay.catalog.remove(&deleted).is_some() {
+        if batch.is_multiple_of(20)
+            && batch + 1 < batches
+            && !used
+            && replay.catalog.remove(&deleted).is_some()
+        {
             self.item(&deleted, None)?;
         }
         Ok(())

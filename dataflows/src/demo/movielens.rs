@@ -82,14 +82,25 @@ type Row = HashMap<String, String>;
 
 /// The rows of a file whose header names its columns `name:type`.
 fn rows(path: &Path) -> Result<Vec<Row>> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|e| Error::fatal(format!("read {}", path.display()), e, "run `make models`, which fetches the sample data"))?;
+    let text = std::fs::read_to_string(path).map_err(|e| {
+        Error::fatal(
+            format!("read {}", path.display()),
+            e,
+            "run `make models`, which fetches the sample data",
+        )
+    })?;
     let mut lines = text.lines();
-    let header: Vec<&str> =
-        lines.next().unwrap_or_default().split('\t').map(|name| name.split(':').next().unwrap_or_default()).collect();
+    let header: Vec<&str> = lines
+        .next()
+        .unwrap_or_default()
+        .split('\t')
+        .map(|name| name.split(':').next().unwrap_or_default())
+        .collect();
     Ok(lines
         .filter(|line| !line.is_empty())
-        .map(|line| header.iter().map(|name| (*name).to_owned()).zip(line.split('\t').map(str::to_owned)).collect())
+        .map(|line| {
+            header.iter().map(|name| (*name).to_owned()).zip(line.split('\t').map(str::to_owned)).collect()
+        })
         .collect())
 }
 

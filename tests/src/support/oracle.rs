@@ -17,7 +17,8 @@ pub fn python() -> &'static str {
             let home = std::env::var("HOME").unwrap_or_default();
             format!("{home}/.cache/ictflow/python/bin/python")
         });
-        let ok = Command::new(&python).args(["-c", "import numpy, blake3"]).status().is_ok_and(|s| s.success());
+        let ok =
+            Command::new(&python).args(["-c", "import numpy, blake3"]).status().is_ok_and(|s| s.success());
         assert!(ok, "{python} has no numpy and blake3: run `make tools` once");
         python
     })

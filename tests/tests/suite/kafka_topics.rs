@@ -27,7 +27,7 @@ fn new(topic: &str, partition: u32, key: &str, value: &str) -> NewRecord {
         topic: topic.into(),
         partition,
         timestamp: None,
-        key: key.into(),
+        key: Some(key.into()),
         value: Some(value.into()),
         headers: Vec::new(),
     }
@@ -158,7 +158,7 @@ fn appended_records_are_read_in_order_with_every_field() {
     store.append(&records).unwrap();
     let appended = begun.elapsed();
     // An empty key and an empty value are neither absent nor a tombstone.
-    store.append(&[NewRecord { key: vec![], value: Some(vec![]), ..new(&topic, 0, "", "") }]).unwrap();
+    store.append(&[NewRecord { key: Some(vec![]), value: Some(vec![]), ..new(&topic, 0, "", "") }]).unwrap();
     store.append(&[NewRecord { value: None, ..new(&topic, 0, "gone", "") }]).unwrap();
     store.append(&[]).unwrap();
 

@@ -24,7 +24,11 @@ fn a_slice_equals_the_oracle() {
     let script = mutated(folder.path(), &["--events", "2000", "--seed", "1", "--partitions", "3"]);
     let semantics = Semantics {
         max_window_events: 250,
-        cot_stride: ictflow_schemas::config::CotStride { positive: 10, explicit_negative: 10, implicit_negative: 10 },
+        cot_stride: ictflow_schemas::config::CotStride {
+            positive: 10,
+            explicit_negative: 10,
+            implicit_negative: 10,
+        },
         ..Semantics::default()
     };
     let world = world::World::new(folder.path(), "first", semantics, world::weights(384));
@@ -34,13 +38,19 @@ fn a_slice_equals_the_oracle() {
     eprintln!("played {:?} {:?} {:?}", t.elapsed(), job.judgements(), job.requester().accounting);
     let dumps = folder.path().join("dumps");
     world.dump(&job, &dumps);
-    let keep = std::path::Path::new("/tmp/dumps"); let _ = std::fs::remove_dir_all(keep); std::process::Command::new("cp").args(["-r", dumps.to_str().unwrap(), "/tmp/dumps"]).status().unwrap();
+    let keep = std::path::Path::new("/tmp/dumps");
+    let _ = std::fs::remove_dir_all(keep);
+    std::process::Command::new("cp").args(["-r", dumps.to_str().unwrap(), "/tmp/dumps"]).status().unwrap();
     let (ok, text) = oracle::run(
         "oracle.py",
         &[
-            "verify", "--dumps", dumps.to_str().unwrap(),
-            "--wanted", dumps.join("wanted.txt").to_str().unwrap(),
-            "--weights", dumps.join("weights.safetensors").to_str().unwrap(),
+            "verify",
+            "--dumps",
+            dumps.to_str().unwrap(),
+            "--wanted",
+            dumps.join("wanted.txt").to_str().unwrap(),
+            "--weights",
+            dumps.join("weights.safetensors").to_str().unwrap(),
         ],
     );
     eprintln!("{text}");

@@ -296,7 +296,13 @@ impl Llama {
     /// Attention of `[heads, tokens, w]` queries over `[kv_heads, length, w]` keys and values;
     /// `[tokens, heads * w]`. A query head reads the key head `head / (heads / kv_heads)`, so the
     /// query heads of one key head are stacked as rows instead of repeating keys and values.
-    fn attend(&self, query: &Tensor, keys: &Tensor, values: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+    fn attend(
+        &self,
+        query: &Tensor,
+        keys: &Tensor,
+        values: &Tensor,
+        mask: Option<&Tensor>,
+    ) -> Result<Tensor> {
         let (tokens, length) = (query.dim(1)?, keys.dim(1)?);
         let (group, width) = (self.heads / self.kv_heads, self.head_width);
         let query = query.reshape((self.kv_heads, group * tokens, width))?;

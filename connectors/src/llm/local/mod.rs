@@ -67,7 +67,8 @@ impl Default for Decoding {
 impl Decoding {
     /// The numbers: penalty, temperature, top_p.
     fn numbers(&self) -> Result<(f32, f32, f32)> {
-        let number = |name: &str, text: &str, range: std::ops::RangeInclusive<f32>| match text.parse::<f32>() {
+        let number = |name: &str, text: &str, range: std::ops::RangeInclusive<f32>| match text.parse::<f32>()
+        {
             Ok(value) if range.contains(&value) => Ok(value),
             _ => Err(Error::fatal(
                 "cannot use the decoding parameters",
@@ -211,7 +212,13 @@ impl Local {
     }
 
     /// Writes one part: prefills forced words, lets the model fill the gaps.
-    fn part(&mut self, part: &Part, choice: &mut Choice, spent: &mut Vec<u32>, draft: &mut Draft) -> Result<()> {
+    fn part(
+        &mut self,
+        part: &Part,
+        choice: &mut Choice,
+        spent: &mut Vec<u32>,
+        draft: &mut Draft,
+    ) -> Result<()> {
         if !part.pieces.iter().any(|piece| matches!(piece, Piece::Gap(_))) {
             return Ok(());
         }
