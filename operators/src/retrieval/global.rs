@@ -186,3 +186,80 @@ impl Best {
         chosen.into_iter().map(|rank| (rank.3, rank.0)).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ictflow_schemas::catalog::{ItemState, ItemVector};
+    use ictflow_schemas::framing::text_digest;
+    use ictflow_schemas::history::Identity;
+
+    /// A demonstration whose score is chosen by its item vector: the query's is 1 in the one component.
+    fn demonstration(
+        id: u8,
+        score: i16,
+        positive: bool,
+        label_time: i64,
+        user: &str,
+        item: &str,
+    ) -> Arc<Demonstration> {
+        let text = text_digest("t");
+        let vector = Some(ItemVector { text, vector: vec![score].into() });
+        Arc::new(Demonstration {
+            label_time,
+            id: Uuid::from_u128(u128::from(id)),
+            identity: Identity { user: user.into(), event_time: 0, event_id: "e".into() },
+            item: item.into(),
+            item_state: Arc::new(ItemState { text, creator: None, categories: vec![], vector }),
+            positive,
+            history: vec![],
+            text: VectorSum::default(),
+            mean: vec![0].into(),
+            cot: vec![0].into(),
+            cot_key: text,
+            fresh: true,
+            cot_created_at: 0,
+        })
+    }
+
+    #[test]
+    fn the_golden_selection_is_met() {
+        let golden: serde_json::Value =
+            serde_json::from_str(include_str!("../../../schemas/golden/keys.json"))
+                .expect("golden keys are JSON");
+        let case = golden["cases"]
+            .as_array()
+            .and_then(|cases| {
+                cases.iter().find(|case| case["name"].as_str().is_some_and(|n| n.starts_with("top-K")))
+            })
+            .expect("the golden keys have a top-K case");
+        let input = &case["input"];
+        let mut pool = Pool::default();
+        for c in input["demonstrations"].as_array().expect("a list") {
+            let id = u8::from_str_radix(c["id"].as_str().expect("an id"), 16).expect("hex");
+            let number = |name: &str| c[name].as_i64().expect("a number");
+            let text = |name: &str| c[name].as_str().expect("a text");
+            pool.insert(demonstration(
+                id,
+                number("score") as i16,
+                number("label") == 1,
+                number("label_time"),
+                text("user"),
+                text("item"),
+            ));
+        }
+        let rows = (&UserRow::new(&VectorSum::default(), &pool), &ItemRow::new(&[1], &pool));
+        let k = input["K"].as_u64().expect("K") as usize;
+        let user = input["user"].as_str().expect("a user");
+        let item = input["item"].as_str().expect("an item");
+        let best = Best::scan(user, item, rows, &pool, k);
+        let ids: Vec<String> = best
+            .selection(k)
+            .into_iter()
+            .filter_map(|(slot, _)| pool.get(slot).map(|c| format!("{:02x}", c.id.as_u128())))
+            .collect();
+        let expected: Vec<&str> =
+            case["expected"]["ids"].as_array().expect("ids").iter().filter_map(|id| id.as_str()).collect();
+        assert_eq!(ids, expected);
+    }
+}
