@@ -9,7 +9,8 @@
 //! across topics. SQLite's write-ahead log is synchronised to the disk before either returns
 //! (`synchronous=FULL`), so what was appended survives the death of the process at any moment,
 //! and a power cut as far as the disk keeps what it has acknowledged. One synchronisation for each
-//! call is the price, whatever the number of records: append in batches. `NORMAL` would save that
+//! call is the price (about 4 ms on a virtual disk, whatever the number of records; calls of 1,000
+//! small records reach 200,000 records/s, `examples/topics_speed.rs`): append in batches. `NORMAL` would save that
 //! wait but could lose the last calls in a power cut, paid answers of an LLM among them, while a
 //! snapshot or vector store beside the file kept what it learnt from them.
 //! Nothing is doubled by the store itself. A commit whose outcome isn't known (an I/O error in

@@ -1,11 +1,14 @@
-//! Measures the local store: `cargo run --release --example local_speed [FOLDER]`.
+//! Measures the embedded stores: `cargo run --release --example topics_speed [FOLDER]`.
 //!
-//! Prints appends and commits of small records by batch size, polls, and the time to append one
-//! record (one synchronisation of the disk). The folder decides which disk is measured.
+//! Prints appends and commits of small records by batch size (of one record: the time of one
+//! synchronisation of the disk), polls, and the reading of a file of JSON Lines. The folder decides
+//! which disk is measured.
 
+use ictflow_connectors::files::{Files, Input};
 use ictflow_connectors::local::{FILE_NAME, Local};
 use ictflow_connectors::topics::Topics;
 use ictflow_schemas::topic::{NewRecord, Policy};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 const PARTITIONS: u32 = 8;
@@ -26,10 +29,10 @@ fn batch(count: u32, value: usize) -> Vec<NewRecord> {
         .collect()
 }
 
-fn main() -> ictflow_connectors::Result<()> {
+fn main() -> Result<(), Box<dyn std::error::Error>> {
     let folder = std::env::args().nth(1).map_or_else(std::env::temp_dir, Into::into);
     for value in [100, 1000] {
-        let path = folder.join(format!("ictflow-local-speed-{}-{value}", std::process::id()));
+        let path = folder.join(format!("ictflow-topics-speed-{}-{value}", std::process::id()));
         let mut local = Local::open(path.join(FILE_NAME))?;
         local.ensure("t", PARTITIONS, Policy::Append)?;
         println!("values of {value} bytes, two headers, {PARTITIONS} partitions");
@@ -70,6 +73,32 @@ fn main() -> ictflow_connectors::Result<()> {
             eprintln!("left {} behind: {error}", path.display());
         }
     }
+    let path = folder.join(format!("ictflow-topics-speed-{}-files", std::process::id()));
+    std::fs::create_dir_all(&path)?;
+    files(&path)?;
+    std::fs::remove_dir_all(&path)?;
+    Ok(())
+}
+
+fn files(folder: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    let path = folder.join("interactions.jsonl");
+    let line = r#"{"key":"user-12345","value":{"event_id":"e-123456","user_id":"user-12345","item_id":"item-678","kind":"play","value":0.75,"event_time":1700000000000},"timestamp":1700000000000}"#;
+    std::fs::write(&path, format!("{line}\n").repeat(1_000_000))?;
+    let mut files = Files::open(&[Input { topic: "interactions".into(), path }], folder, false)?;
+    let start = Instant::now();
+    let end = files.ends("interactions")?[0];
+    println!(
+        "file of {end} lines of {} bytes\n  ends: {:.0} lines/s",
+        line.len(),
+        end as f64 / start.elapsed().as_secs_f64()
+    );
+    let mut reader = files.reader("interactions", &[0])?;
+    let start = Instant::now();
+    while !reader.poll(10_000, Duration::ZERO)?.is_empty() {}
+    println!("  poll by 10000: {:.0} records/s", end as f64 / start.elapsed().as_secs_f64());
+    let start = Instant::now();
+    files.reader("interactions", &[end - 1])?.poll(1, Duration::ZERO)?;
+    println!("  reader at the last line: {:.2} ms", start.elapsed().as_secs_f64() * 1e3);
     Ok(())
 }
 
