@@ -516,7 +516,8 @@ mod tests {
 
     #[test]
     fn each_problem_is_named_by_its_key() {
-        let table: [(&str, fn(&mut Config)); 10] = [
+        type Change = fn(&mut Config);
+        let table: [(&str, Change); 10] = [
             ("bootstrap_servers", |c| c.bootstrap_servers = vec!["a:1,b:2".into()]),
             ("group_id", |c| c.group_id.clear()),
             ("delivery_timeout_ms", |c| c.delivery_timeout_ms = c.transaction_timeout_ms + 1),

@@ -1,8 +1,10 @@
 //! Topics on Apache Kafka.
 //!
 //! * **Delivery**: [`Topics::append`] returns when every in-sync replica has the records
-//!   (`acks=all`, idempotent). [`Writer::commit`] returns when the transaction is committed; all
-//!   of its records become visible, or none. After a failed append some records may stand on the
+//!   (`acks=all`, idempotent). [`Writer::commit`] returns when the transaction is committed for
+//!   good: all of its records become visible, or none. Readers and [`Topics::ends`] see them a
+//!   moment later, when the broker has written its markers; [`Topics::writer`] returns after the
+//!   markers of every earlier writer. After a failed append some records may stand on the
 //!   topic, and the caller's second attempt doubles them. A commit whose outcome isn't known is
 //!   `Fatal`: fence again and read progress again. Readers see committed records only. An empty
 //!   commit asks the broker nothing, so it doesn't notice a fence.
@@ -12,7 +14,8 @@
 //!   itself, within `delivery_timeout_ms` for a record, `request_timeout_ms` for an answer and
 //!   `transaction_timeout_ms` for a transaction. Nothing is retried above that: a failure that may
 //!   pass is `Retry`, after which a writer is idle and a reader reads on. An open transaction is
-//!   aborted before its `Retry` is returned. `classify` is the one table of verdicts.
+//!   aborted before its `Retry` is returned. After a broker refused a record for good, librdkafka
+//!   fails the next transaction on that partition once more (`Retry`), to take a new epoch. `classify` is the one table of verdicts.
 //! * **Limits**: a record by `message_max_bytes` (checked before anything is sent), a producer by
 //!   `send_queue_records` and `send_queue_kib` (a full queue makes the caller wait), a reader by
 //!   `fetch_queue_records` a partition and `fetch_queue_kib` in all, every wait by the timeouts
@@ -75,11 +78,17 @@ impl Kafka {
             return Err(Error::fatal("read the kafka config", problems.join("; "), "correct the config"));
         }
         let shared = Arc::new(Shared::new(config)?);
-        let timeout = shared.config.request_timeout();
-        if let Err(error) = shared.metadata.fetch_metadata(None, timeout) {
-            return Err(
-                shared.failure(format!("reach {}", shared.config.bootstrap_servers.join(", ")), &error)
-            );
+        let deadline = Instant::now() + shared.config.request_timeout();
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(100));
+            let Err(error) = shared.metadata.fetch_metadata(None, left) else { break };
+            // A broker that is starting is waited for; one that refuses this client is not. What
+            // it refuses is told beside the call, and may come a little later.
+            while shared.metadata.poll(Duration::from_millis(100)).is_some() {}
+            if shared.metadata.context().lasting() || Instant::now() >= deadline {
+                let context = format!("reach {}", shared.config.bootstrap_servers.join(", "));
+                return Err(shared.failure(context, &error));
+            }
         }
         Ok(Kafka { appender: Appender::new(&shared), shared })
     }

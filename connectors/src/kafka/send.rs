@@ -37,15 +37,26 @@ pub(super) fn check(shared: &Shared, records: &[NewRecord]) -> Result<()> {
         if record.timestamp.is_some_and(|timestamp| timestamp <= 0) {
             return Err(Error::poison(context(), "its timestamp is not above 0", "leave the timestamp out"));
         }
-        if let Err(count) = shared.has_partition(&record.topic, record.partition)? {
-            return Err(Error::fatal(
-                context(),
-                format!("the topic has {count} partitions"),
-                "its partition count changed: restore the topic as it was",
-            ));
-        }
+        known(shared, context, &record.topic, record.partition)?;
     }
     Ok(())
+}
+
+/// Refuses a partition that doesn't exist. librdkafka would ask for it until the timeout.
+pub(super) fn known(
+    shared: &Shared,
+    context: impl Fn() -> String,
+    topic: &str,
+    partition: u32,
+) -> Result<()> {
+    match shared.has_partition(topic, partition)? {
+        Ok(()) => Ok(()),
+        Err(count) => Err(Error::fatal(
+            context(),
+            format!("the topic has {count} partitions"),
+            "its partition count changed: restore the topic as it was",
+        )),
+    }
 }
 
 /// Sends records and returns when the report of each has come, or with the first failure. After a

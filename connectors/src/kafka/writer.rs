@@ -2,7 +2,7 @@
 
 use super::client::{Context, Counts, Shared};
 use super::error::{FENCED, PAUSE, UNKNOWN_OUTCOME, failure};
-use super::send::{check, send};
+use super::send::{check, known, send};
 use crate::topics::Writer;
 use crate::{Disposition, Error, Result};
 use ictflow_schemas::topic::NewRecord;
@@ -128,7 +128,13 @@ impl Writer for KafkaWriter {
                 "drop the writer, fence again, read progress again",
             ));
         };
-        if let Err(error) = check(&self.shared, records) {
+        let offsets_known = || {
+            let context = |topic: &str, partition: u32| format!("publish the offset of {topic}[{partition}]");
+            offsets.iter().try_for_each(|(topic, partition, _)| {
+                known(&self.shared, || context(topic, *partition), topic, *partition)
+            })
+        };
+        if let Err(error) = check(&self.shared, records).and_then(|()| offsets_known()) {
             self.state = State::Idle(producer);
             return Err(error);
         }
@@ -144,6 +150,7 @@ impl Writer for KafkaWriter {
             return Err(failed);
         }
         if let Err(error) = self.fill(&producer, records, offsets, deadline) {
+            let error = cause(&producer).unwrap_or(error);
             return Err(self.abort(producer, &error));
         }
         match serving(&producer, || {
@@ -166,6 +173,18 @@ impl Writer for KafkaWriter {
                     .unwrap_or_else(|| Error::fatal(self.context(), &error, UNKNOWN_OUTCOME)))
             }
         }
+    }
+}
+
+/// Why the open transaction must be aborted, `None` where it need not be. A record is often
+/// reported as purged only, since librdkafka drops the others of its transaction. Asking to begin
+/// another is refused with the cause, and changes nothing while one is open.
+fn cause(producer: &BaseProducer<Context>) -> Option<KafkaError> {
+    match producer.begin_transaction() {
+        Err(KafkaError::Transaction(error)) if error.txn_requires_abort() || error.is_fatal() => {
+            Some(KafkaError::Transaction(error))
+        }
+        _ => None,
     }
 }
 
