@@ -56,8 +56,18 @@ impl Error {
     }
 
     /// A failure that may pass.
-    pub fn retry(after: Duration, context: impl Into<String>, detail: impl ToString, hint: &'static str) -> Self {
-        Error { disposition: Disposition::Retry { after }, context: context.into(), detail: detail.to_string(), hint }
+    pub fn retry(
+        after: Duration,
+        context: impl Into<String>,
+        detail: impl ToString,
+        hint: &'static str,
+    ) -> Self {
+        Error {
+            disposition: Disposition::Retry { after },
+            context: context.into(),
+            detail: detail.to_string(),
+            hint,
+        }
     }
 
     /// A failure of one input for good.

@@ -4,12 +4,13 @@ use super::raw::{EncoderKind, GeneratorKind, Raw, TopicsKind};
 use crate::job::{Options, Parts};
 use crate::names::Names;
 use ictflow_connectors::encoder::Embed;
+use ictflow_connectors::files::{Files, Input};
 use ictflow_connectors::kafka::Kafka;
 use ictflow_connectors::llm::Generate;
 use ictflow_connectors::llm::answer::{Tmp, TmpE};
 use ictflow_connectors::llm::local::{Decoding, Local as LocalLlm};
 use ictflow_connectors::llm::prompt::Prompt;
-use ictflow_connectors::local::Local;
+use ictflow_connectors::local::{self, Local};
 use ictflow_connectors::topics::Topics;
 use ictflow_connectors::{Error, Result};
 use ictflow_operators::ict::{Shape, Weights, untrained};
@@ -150,26 +151,23 @@ impl Config {
         if let Some(kafka) = &self.raw.topics.kafka {
             return Ok(Box::new(Kafka::connect(kafka.clone())?));
         }
-        let file = self.raw.topics.file.clone().unwrap_or_else(|| self.state.join("topics.sqlite"));
+        if let Some(files) = &self.files {
+            let input = |topic, path: &PathBuf| Input {
+                topic: self.options.names.of(topic).to_owned(),
+                path: path.clone(),
+            };
+            let mut inputs =
+                vec![input(Topic::Interactions, &files.interactions), input(Topic::Items, &files.items)];
+            inputs.extend(files.candidates.as_ref().map(|path| input(Topic::Candidates, path)));
+            self.make_state()?;
+            return Ok(Box::new(Files::open(&inputs, &self.state, files.follow)?));
+        }
+        let file = self.raw.topics.file.clone().unwrap_or_else(|| self.state.join(local::FILE_NAME));
         if read_only {
             return Ok(Box::new(Local::open_read_only(&file)?));
         }
         self.make_state()?;
-        let local = Local::open(&file)?;
-        match &self.files {
-            None => Ok(Box::new(local)),
-            Some(files) => {
-                let name = |topic| self.options.names.of(topic).to_owned();
-                let mut sources = vec![
-                    (name(Topic::Interactions), files.interactions.clone()),
-                    (name(Topic::Items), files.items.clone()),
-                ];
-                sources.extend(files.candidates.clone().map(|path| (name(Topic::Candidates), path)));
-                let _ = sources;
-                let _ = local;
-                unimplemented!()
-            }
-        }
+        Ok(Box::new(Local::open(&file)?))
     }
 
     /// How the records of the inputs are written.

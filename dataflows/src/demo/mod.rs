@@ -161,7 +161,7 @@ fn edit_a_demonstration(
 fn again(arguments: &Arguments) -> Result<()> {
     let started = Instant::now();
     let out = &arguments.out;
-    if !out.join("topics.sqlite").exists() {
+    if !out.join(ictflow_connectors::local::FILE_NAME).exists() {
         return Err(Error::fatal(
             "run the demo again",
             "there are no logs of a demo before",

@@ -213,3 +213,65 @@ pub fn drain(reader: &mut dyn Reader) -> Vec<ictflow_schemas::topic::Record> {
 pub fn script(path: &Path) -> Vec<Value> {
     std::fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
+
+/// The generator without a model.
+pub fn template() -> Box<dyn Generate> {
+    Box::new(ictflow_connectors::llm::answer::Tmp)
+}
+
+/// The encoder without a model.
+pub fn hashed() -> Box<dyn Embed> {
+    Box::new(ictflow_connectors::llm::answer::TmpE)
+}
+
+/// A record of an interaction, at its event time.
+pub fn event(user: &str, id: &str, item: &str, kind: &str, value: Option<f64>, time: i64) -> Value {
+    serde_json::json!({
+        "topic": "interactions", "key": user, "timestamp": time,
+        "value": {"event_id": id, "user_id": user, "item_id": item, "kind": kind, "value": value, "event_time": time},
+    })
+}
+
+/// A record of an item with a title and categories, `None` to delete it.
+pub fn item(id: &str, title: Option<&str>, price: &str) -> Value {
+    let value = title.map(
+        |title| serde_json::json!({"title": title, "categories": ["Drama"], "attributes": {"price": price}}),
+    );
+    serde_json::json!({"topic": "items", "key": id, "timestamp": 1, "value": value})
+}
+
+/// A record of a candidate set.
+pub fn candidates(user: &str, computed_at: i64, items: &[&str]) -> Value {
+    serde_json::json!({
+        "topic": "candidates", "key": user, "timestamp": computed_at,
+        "value": {"computed_at": computed_at, "items": items},
+    })
+}
+
+/// Appends records and steps until the job is idle.
+pub fn feed(job: &mut Job, lines: &[Value], partitions: u32) {
+    append(job, lines, partitions);
+    settle(job);
+}
+
+/// Appends records.
+pub fn append(job: &mut Job, lines: &[Value], partitions: u32) {
+    let records: Vec<NewRecord> = lines.iter().map(|line| record(line, partitions)).collect();
+    job.topics().append(&records).unwrap();
+}
+
+/// Steps until an epoch closes.
+pub fn close(job: &mut Job) {
+    while job.step(Duration::from_millis(20)).unwrap().epoch.is_none() {}
+}
+
+/// The calls of the accounting file: (key, attempt).
+pub fn calls(path: &Path) -> Vec<(String, u32)> {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.lines()
+        .map(|line| {
+            let (key, attempt) = line.split_once(' ').unwrap();
+            (key.to_owned(), attempt.parse().unwrap())
+        })
+        .collect()
+}

@@ -1,5 +1,6 @@
 //! The end-to-end tests: one binary.
 #![allow(clippy::unwrap_used)]
 
+mod economy;
 mod kafka_topics;
 mod parity;

@@ -1,0 +1,348 @@
+//! The LLM is asked once a key, and only for what changed.
+
+use ictflow_connectors::Result;
+use ictflow_connectors::llm::{Draft, Generate};
+use ictflow_dataflows::job::Job;
+use ictflow_schemas::config::{CotStride, Semantics};
+use ictflow_schemas::cot::CotRequest;
+use ictflow_schemas::dead_letter::DeadLetter;
+use ictflow_schemas::example::ExampleRecord;
+use ictflow_schemas::feature::{CotStatus, Feature, feature_key};
+use ictflow_schemas::framing::{Frame, partition};
+use ictflow_schemas::topic::{NewRecord, Topic};
+use ictflow_schemas::wire::Wire;
+use ictflow_tests::support::world::{
+    self, World, calls, candidates, close, event, feed, hashed, item, settle, template,
+};
+use serde_json::Value;
+use std::path::Path;
+use std::sync::mpsc;
+
+const T0: i64 = 1_000_000_000;
+const SECOND: i64 = 1_000;
+
+/// Every example with a history gets a CoT.
+fn every_example() -> Semantics {
+    let cot_stride = CotStride { positive: 1, explicit_negative: 1, implicit_negative: 1 };
+    Semantics { cot_stride, ..Semantics::default() }
+}
+
+fn world(folder: &Path, job: &str) -> World {
+    let mut world = World::new(folder, job, every_example(), world::weights(384));
+    world.calls_file = Some(folder.join(format!("{job}.calls")));
+    world
+}
+
+fn count(world: &World) -> usize {
+    calls(world.calls_file.as_ref().unwrap()).len()
+}
+
+/// Four films, three users: two likes and a dislike on film `a`, each after another rating.
+fn small() -> Vec<Value> {
+    let mut lines: Vec<Value> =
+        ["a", "b", "c", "d"].iter().map(|id| item(id, Some(&format!("Film {id}")), "1")).collect();
+    for (n, (user, stars)) in [("u1", 5.0), ("u2", 4.0), ("u3", 1.0)].into_iter().enumerate() {
+        let time = T0 + 60 * SECOND * n as i64;
+        lines.push(event(user, &format!("{user}-1"), "b", "rate", Some(5.0), time));
+        lines.push(event(user, &format!("{user}-2"), "a", "rate", Some(stars), time + SECOND));
+    }
+    for user in ["u1", "u2", "u3"] {
+        lines.push(candidates(user, T0 + 600 * SECOND, &["c", "d"]));
+    }
+    lines
+}
+
+fn started(world: &World) -> Job {
+    world.start(template(), hashed())
+}
+
+#[test]
+fn a_new_job_over_the_same_logs_calls_nothing_and_gives_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = world(folder.path(), "first");
+    let mut job = started(&first);
+    feed(&mut job, &small(), first.partitions);
+    assert_eq!(count(&first), 3, "one call for each example with a history");
+    drop(job);
+    let second = world(folder.path(), "second");
+    let mut job = started(&second);
+    settle(&mut job);
+    assert_eq!(job.requester().wanted().len(), 3);
+    assert_eq!((count(&second), job.requester().accounting.embeddings), (0, 0));
+    assert_eq!(first.compacted(Topic::Features), second.compacted(Topic::Features));
+    assert_eq!(second.compacted(Topic::Features).len(), 6);
+    assert_eq!(first.compacted(Topic::Examples), second.compacted(Topic::Examples));
+}
+
+#[test]
+fn a_restart_publishes_only_what_differs() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = world(folder.path(), "job");
+    let mut job = started(&world);
+    feed(&mut job, &small(), world.partitions);
+    let (epoch, features) = (job.committed(), world.compacted(Topic::Features));
+    drop(job);
+    // A leftover of nobody: the difference at start takes it away.
+    let stray = feature_key("nobody", "a");
+    let record = NewRecord {
+        topic: world.names().of(Topic::Features).to_owned(),
+        partition: partition(b"nobody", world.partitions),
+        timestamp: None,
+        key: Some(stray.clone()),
+        value: Some(b"leftover".to_vec()),
+        headers: vec![],
+    };
+    use ictflow_connectors::topics::Topics;
+    world.topics().append(&[record]).unwrap();
+    let mut job = started(&world);
+    assert_eq!(job.committed(), epoch, "a replay commits nothing");
+    world::append(&mut job, &[item("e", Some("Film e"), "1")], world.partitions);
+    let step = loop {
+        let step = job.step(std::time::Duration::from_millis(20)).unwrap();
+        if step.epoch.is_some() {
+            break step;
+        }
+    };
+    assert_eq!((step.committed.features, step.committed.retractions, step.committed.examples), (0, 1, 0));
+    settle(&mut job);
+    assert_eq!(world.compacted(Topic::Features), features);
+    assert_eq!(count(&world), 3);
+}
+
+#[test]
+fn an_edit_asks_only_the_examples_on_its_item_and_a_price_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = world(folder.path(), "job");
+    let mut job = started(&world);
+    feed(&mut job, &small(), world.partitions);
+    let published = job.totals().committed.features;
+    feed(&mut job, &[item("a", Some("Film a"), "2"), item("b", Some("Film b"), "3")], world.partitions);
+    assert_eq!(count(&world), 3, "a price asks nothing");
+    assert_eq!(job.totals().committed.features, published, "and publishes nothing");
+    // `b` is in every history and has no eligible example: histories enter a key by ids.
+    feed(&mut job, &[item("b", Some("Film b, restored"), "3")], world.partitions);
+    assert_eq!(count(&world), 3);
+    assert_eq!(job.requester().accounting.embeddings, 4 + 3 + 1);
+    feed(&mut job, &[item("a", Some("Film a, restored"), "2")], world.partitions);
+    assert_eq!(count(&world), 6, "the three examples on a");
+    let file = calls(world.calls_file.as_ref().unwrap());
+    let distinct: std::collections::BTreeSet<_> = file.iter().map(|(key, _)| key).collect();
+    assert_eq!(distinct.len(), 6, "no key twice");
+}
+
+#[test]
+fn while_a_new_text_is_written_the_old_one_serves_as_stale() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = world(folder.path(), "job");
+    let (allow, gate) = mpsc::channel();
+    let mut job = world.start(Box::new(Gated { inner: template(), gate }), hashed());
+    (0..3).for_each(|_| allow.send(()).unwrap());
+    feed(&mut job, &small(), world.partitions);
+    let feature =
+        |world: &World| Feature::decode(&world.compacted(Topic::Features)[&feature_key("u1", "c")]).unwrap();
+    // K is 4 and three demonstrations exist.
+    assert_eq!((feature(&world).k, feature(&world).cot_status), (3, CotStatus::Partial));
+    assert!(feature(&world).demonstrations.iter().all(|d| d.fresh));
+    world::append(&mut job, &[item("a", Some("Film a, restored"), "1")], world.partitions);
+    close(&mut job);
+    let stale = feature(&world);
+    assert_eq!(stale.k, 3, "an edit doesn't blank the topic");
+    assert!(stale.demonstrations.iter().all(|d| !d.fresh));
+    (0..3).for_each(|_| allow.send(()).unwrap());
+    settle(&mut job);
+    assert!(feature(&world).demonstrations.iter().all(|d| d.fresh));
+}
+
+#[test]
+fn a_delete_retracts_pairs_and_demonstrations_and_a_rebirth_asks_nothing_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = world(folder.path(), "job");
+    let mut job = started(&world);
+    feed(&mut job, &small(), world.partitions);
+    assert_eq!(job.demonstrations().len(), 3);
+    feed(&mut job, &[item("a", None, ""), item("c", None, "")], world.partitions);
+    assert_eq!(job.demonstrations().len(), 0);
+    let features = world.compacted(Topic::Features);
+    assert_eq!(features.len(), 3, "the pairs with d stay");
+    for value in features.values() {
+        assert_eq!(Feature::decode(value).unwrap().k, 0);
+    }
+    assert_eq!(job.totals().committed.retractions, 3);
+    feed(&mut job, &[item("a", Some("Film a"), "9"), item("c", Some("Film c"), "9")], world.partitions);
+    assert_eq!(job.demonstrations().len(), 3);
+    assert_eq!(world.compacted(Topic::Features).len(), 6);
+    assert_eq!(count(&world), 3, "the same keys as before: answered");
+}
+
+#[test]
+fn a_removed_answer_is_asked_again_and_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = world(folder.path(), "first");
+    let mut job = started(&first);
+    feed(&mut job, &small(), first.partitions);
+    drop(job);
+    let removed = first.compacted(Topic::Cot).into_keys().next().unwrap();
+    let place = {
+        let mut found = None;
+        ictflow_dataflows::epochs::read_whole(&mut first.topics(), "cot", |record| {
+            if record.key.as_deref() == Some(&removed) {
+                found = Some(record.partition);
+            }
+        })
+        .unwrap();
+        found.unwrap()
+    };
+    use ictflow_connectors::topics::Topics;
+    let tombstone = NewRecord {
+        topic: "cot".into(),
+        partition: place,
+        timestamp: None,
+        key: Some(removed.clone()),
+        value: None,
+        headers: vec![],
+    };
+    first.topics().append(&[tombstone]).unwrap();
+    let second = world(folder.path(), "second");
+    let mut job = started(&second);
+    settle(&mut job);
+    let asked = calls(second.calls_file.as_ref().unwrap());
+    assert_eq!(asked, [(String::from_utf8(removed).unwrap(), 1)]);
+}
+
+/// A generator that waits for leave before each answer.
+struct Gated {
+    inner: Box<dyn Generate>,
+    gate: mpsc::Receiver<()>,
+}
+
+impl Generate for Gated {
+    fn model(&self) -> &str {
+        self.inner.model()
+    }
+    fn prompt_version(&self) -> &str {
+        self.inner.prompt_version()
+    }
+    fn parameters(&self) -> &str {
+        self.inner.parameters()
+    }
+    fn attempts(&self) -> u32 {
+        self.inner.attempts()
+    }
+    fn generate(&mut self, request: &CotRequest, attempt: u32) -> Result<Draft> {
+        // The test may be over; then the thread ends with it.
+        let _ = self.gate.recv();
+        self.inner.generate(request, attempt)
+    }
+}
+
+#[test]
+fn a_key_retracted_in_flight_and_wanted_again_is_not_asked_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = world(folder.path(), "job");
+    let (allow, gate) = mpsc::channel();
+    let mut job = world.start(Box::new(Gated { inner: template(), gate }), hashed());
+    let mut lines = vec![item("a", Some("Film a"), "1"), item("b", Some("Film b"), "1")];
+    lines.push(event("u1", "1", "b", "rate", Some(5.0), T0));
+    lines.push(event("u1", "2", "a", "rate", Some(5.0), T0 + SECOND));
+    world::append(&mut job, &lines, world.partitions);
+    while count(&world) == 0 {
+        job.step(std::time::Duration::from_millis(5)).unwrap();
+    }
+    // The call is under way. The item goes, and comes back with the same text.
+    world::append(&mut job, &[item("a", None, "")], world.partitions);
+    close(&mut job);
+    assert_eq!(job.requester().wanted().len(), 0);
+    world::append(&mut job, &[item("a", Some("Film a"), "1")], world.partitions);
+    close(&mut job);
+    assert_eq!(job.requester().wanted().len(), 1);
+    allow.send(()).unwrap();
+    settle(&mut job);
+    assert_eq!(count(&world), 1);
+    assert_eq!((job.requester().accounting.called, job.requester().accounting.first_calls), (1, 1));
+    assert_eq!(job.demonstrations().len(), 1);
+}
+
+#[test]
+fn a_late_event_corrects_what_was_emitted_and_gets_its_own_history() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut world = world(folder.path(), "job");
+    world.semantics.history_length = 3;
+    world.semantics.prompt_history = 3;
+    let mut job = started(&world);
+    let minute = 60 * SECOND;
+    let mut lines: Vec<Value> =
+        ["a", "b", "c", "d", "e", "f"].iter().map(|id| item(id, Some(&format!("Film {id}")), "1")).collect();
+    lines.push(event("u", "old", "f", "click", None, T0 - minute));
+    for (n, film) in ["a", "b", "c", "d"].into_iter().enumerate() {
+        lines.push(event("u", &format!("s{n}"), film, "impression", None, T0 + minute * n as i64));
+        lines.push(event("u", &format!("o{n}"), film, "rate", Some(1.0), T0 + minute * n as i64 + SECOND));
+    }
+    feed(&mut job, &lines, world.partitions);
+    let example = |world: &World, time: i64, id: &str| {
+        let key = Frame::new().text("u").int(time).text(id).into_bytes();
+        world.compacted(Topic::Examples).get(&key).map(|value| ExampleRecord::decode(value).unwrap())
+    };
+    let ids = |example: &ExampleRecord| {
+        example.history.iter().map(|e| e.item_id.clone()).collect::<Vec<_>>().join("")
+    };
+    assert_eq!(ids(&example(&world, T0 + 3 * minute, "s3").unwrap()), "abc");
+    // Late by minutes: a like on `e` before all but the first, and a better outcome for `b`.
+    let late = T0 + 30 * SECOND;
+    feed(
+        &mut job,
+        &[
+            event("u", "late", "e", "like", None, late),
+            event("u", "o1-again", "b", "like", None, T0 + minute + 2 * SECOND),
+        ],
+        world.partitions,
+    );
+    assert_eq!(
+        ids(&example(&world, late, "late").unwrap()),
+        "fa",
+        "its own history, behind more than L newer"
+    );
+    assert_eq!(ids(&example(&world, T0 + minute, "s1").unwrap()), "fae");
+    let corrected = example(&world, T0 + minute, "s1").unwrap();
+    assert_eq!((corrected.label, corrected.label_time), (1, T0 + minute + 2 * SECOND));
+    assert_eq!(ids(&example(&world, T0 + 2 * minute, "s2").unwrap()), "ebb");
+    // Beyond lateness it is a dead letter.
+    feed(
+        &mut job,
+        &[event("u", "x", "a", "click", None, T0 + 60 * minute), event("u", "y", "a", "click", None, T0)],
+        world.partitions,
+    );
+    let letters: Vec<DeadLetter> = world
+        .compacted(Topic::DeadLetters)
+        .values()
+        .map(|value| DeadLetter::decode(value).unwrap())
+        .collect();
+    assert_eq!(letters.iter().map(|letter| letter.reason.as_str()).collect::<Vec<_>>(), ["late"]);
+}
+
+#[test]
+fn another_configuration_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut world = world(folder.path(), "job");
+    let mut job = started(&world);
+    feed(&mut job, &small(), world.partitions);
+    drop(job);
+    world.semantics.pair_ttl_ms += 1;
+    let error = world.try_start(template(), hashed()).err().unwrap().to_string();
+    assert!(error.contains("semantics") && error.contains("another name"), "{error}");
+}
+
+#[test]
+fn more_live_pairs_than_the_limit_stop_the_job_before_it_commits() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut world = world(folder.path(), "job");
+    world.semantics.max_live_pairs = 5;
+    let mut job = started(&world);
+    world::append(&mut job, &small(), world.partitions);
+    let error = loop {
+        if let Err(error) = job.step(std::time::Duration::from_millis(5)) {
+            break error.to_string();
+        }
+    };
+    assert!(error.contains("max_live_pairs 5"), "{error}");
+    assert_eq!(world.compacted(Topic::Features).len(), 0);
+}
