@@ -8,7 +8,7 @@
 //! [`Topics::append`] and a writer's commit are one SQL transaction each: all or nothing, also
 //! across topics. SQLite's write-ahead log is synchronised to the disk before either returns
 //! (`synchronous=FULL`), so what was appended survives the death of the process at any moment,
-//! and a power cut as far as the disk keeps what it has acknowledged.The price is one
+//! and a power cut as far as the disk keeps what it has acknowledged. The price is one
 //! synchronisation a call, whatever its number of records, so append in batches. Measured on a
 //! shared virtual disk (`examples/topics_speed.rs`): an append of one record takes 0.2 to 4 ms
 //! (`NORMAL`: 0.03 ms), and commits of 10,000 small records reach 250,000 to 600,000 records/s
