@@ -516,6 +516,93 @@ fn a_second_writer_fences_the_first_and_aborts_what_it_left_open() {
     third.commit(&[new(&topic, 0, "k", "third")], &[]).unwrap();
 }
 
+/// A small generator, so that a failure can be repeated.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % sides
+    }
+}
+
+#[test]
+fn positions_never_pass_an_unread_record() {
+    let broker = Broker::shared();
+    let mut store = broker.connect();
+    let topic = unique("mixed");
+    store.ensure(&topic, 2, Policy::Append).unwrap();
+    let mut writing = store.another();
+    let mut writer = writing.writer(&unique("job")).unwrap();
+    let raw = raw_transaction(broker, &unique("raw"));
+    let target = topic.clone();
+    // Plain records, committed and aborted ones, so that every kind of gap comes in every place.
+    let hand = std::thread::spawn(move || {
+        let mut dice = Dice(7);
+        for n in 0..120 {
+            let records = several(&target, dice.roll(2) as u32, &format!("{n}"), 1 + dice.roll(4) as usize);
+            match dice.roll(3) {
+                0 => writing.append(&records).unwrap(),
+                1 => writer.commit(&records, &[]).unwrap(),
+                _ => {
+                    raw.begin_transaction().unwrap();
+                    raw_send(&raw, &target, "aborted", 2);
+                    raw.abort_transaction(LIMIT).unwrap();
+                }
+            }
+            std::thread::sleep(Duration::from_millis(dice.roll(20)));
+        }
+    });
+
+    let mut reader = store.reader(&topic, &[0, 0]).unwrap();
+    let mut dice = Dice(11);
+    let (mut read, mut claims) = (Vec::new(), Vec::new());
+    let mut done = false;
+    let deadline = Instant::now() + 3 * LIMIT;
+    loop {
+        let written = hand.is_finished();
+        let ends = (written || dice.roll(3) == 0).then(|| store.ends(&topic).unwrap());
+        let max = 1 + dice.roll(6) as usize;
+        let polled = reader.poll(max, Duration::from_millis([0, 1, 30][dice.roll(3) as usize])).unwrap();
+        assert!(polled.len() <= max);
+        let empty = polled.is_empty();
+        read.extend(polled);
+        let positions = reader.positions();
+        if empty && let Some(ends) = ends {
+            assert!(positions.iter().zip(&ends).all(|(p, e)| p >= e), "{positions:?} are short of {ends:?}");
+            // The markers of the last transaction may be a moment away.
+            if written && done {
+                break;
+            }
+            done = written;
+        }
+        claims.push((positions, read.len()));
+        assert!(Instant::now() < deadline);
+    }
+    hand.join().unwrap();
+
+    let truth = read_all(&mut store, &topic);
+    assert!(truth.len() > 100 && values(&truth).iter().all(|value| !value.starts_with("aborted")));
+    for partition in 0..2 {
+        let of = |records: &[Record]| -> Vec<i64> {
+            records
+                .iter()
+                .filter(|record| record.partition == partition)
+                .map(|record| record.offset)
+                .collect()
+        };
+        let truth = of(&truth);
+        assert_eq!(of(&read), truth, "each once, in order");
+        // What each answer claimed: everything below its positions had been returned.
+        for (positions, count) in &claims {
+            let below = truth.iter().filter(|offset| **offset < positions[partition as usize]).count();
+            assert_eq!(of(&read[..*count]).len(), below, "at {positions:?}");
+        }
+    }
+    let quiet = claims.windows(2).filter(|pair| pair[0].1 == pair[1].1).count();
+    assert!(quiet > 10, "too few empty polls to prove anything: {quiet}");
+}
+
 #[test]
 fn compacted_gaps_are_passed() {
     let broker = Broker::shared();
