@@ -3,7 +3,7 @@
 use ictflow_connectors::encoder::Embed;
 use ictflow_connectors::llm::Generate;
 use ictflow_connectors::local::Local;
-use ictflow_connectors::topics::{Reader, Topics};
+use ictflow_connectors::topics::Reader;
 use ictflow_dataflows::epochs::read_whole;
 use ictflow_dataflows::job::{Job, Options, Parts};
 use ictflow_dataflows::names::Names;

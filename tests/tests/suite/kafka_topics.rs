@@ -214,7 +214,7 @@ fn appended_records_are_read_in_order_with_every_field() {
         for (record, sent) in
             of_partition.iter().zip(records.iter().filter(|record| record.partition == partition))
         {
-            assert_eq!(record.key.as_ref(), Some(&sent.key));
+            assert_eq!(record.key, sent.key);
             assert_eq!(record.value, sent.value);
             assert_eq!(record.timestamp, sent.timestamp);
             assert_eq!(record.headers, sent.headers);
