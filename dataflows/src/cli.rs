@@ -174,7 +174,7 @@ fn run_job(arguments: &Run) -> Result<()> {
     warn_untrained(&job);
     let mut reporter = Reporter::new("run");
     let mut closed = Instant::now();
-    while !stop.load(Ordering::Relaxed) && !(until_idle && job.idle()) {
+    while !stop.load(Ordering::Relaxed) && !(until_idle && job.idle()?) {
         // Input is gathered for an interval, so that a trickle doesn't make an epoch a record.
         std::thread::sleep(config.interval.saturating_sub(closed.elapsed()));
         let step = job.step(crate::requester::IDLE)?;

@@ -391,10 +391,34 @@ impl Job {
         }
     }
 
-    /// Whether all input is committed and nothing is asked, as far as the job knows.
-    pub fn idle(&self) -> bool {
+    /// Whether all that stands on the input logs now is committed and nothing is asked.
+    ///
+    /// # Errors
+    /// `Fatal` where the ends of the logs can't be read.
+    pub fn idle(&mut self) -> Result<bool> {
         let asked = self.options.generate && !self.requester.idle();
-        self.caught_up && !asked && self.sources.iter().all(|source| source.waiting() == 0)
+        if asked || !self.caught_up || self.sources.iter().any(|source| source.waiting() > 0) {
+            return Ok(false);
+        }
+        for source in &self.sources {
+            let ends = self.topics.ends(self.options.names.of(source.topic()))?;
+            if source.ends().iter().zip(&ends).any(|(end, now)| end < now) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Steps until the job is idle, and lets `observe` look at it after each step.
+    ///
+    /// # Errors
+    /// Those of [`Job::step`].
+    pub fn run_until_idle(&mut self, mut observe: impl FnMut(&Job)) -> Result<()> {
+        while !self.idle()? {
+            self.step(crate::requester::IDLE)?;
+            observe(self);
+        }
+        Ok(())
     }
 
     /// The last committed epoch; 0 before the first.

@@ -115,10 +115,7 @@ fn first(arguments: &Arguments) -> Result<()> {
         reporter.report(&job);
     }
     producer.last_sets(&mut replay)?;
-    while !job.idle() {
-        job.step(Duration::from_millis(20))?;
-        reporter.report(&job);
-    }
+    job.run_until_idle(|job| reporter.report(job))?;
     edit_a_demonstration(&mut producer, &mut replay, &mut job, &mut reporter)?;
     reporter.finish(&job);
     let summary = Summary::of(&job, started.elapsed().as_secs_f64());
@@ -148,11 +145,7 @@ fn edit_a_demonstration(
         let edited = edited.clone();
         producer.item(&item, Some(&edited))?;
     }
-    while job.step(Duration::from_millis(50))?.epoch.is_none() {}
-    while !job.idle() {
-        job.step(Duration::from_millis(20))?;
-        reporter.report(job);
-    }
+    job.run_until_idle(|job| reporter.report(job))?;
     let asked = job.requester().accounting.first_calls - before;
     eprintln!("edited the title of item {item}, which a demonstration is about: {asked} CoT asked anew");
     Ok(())
@@ -171,10 +164,7 @@ fn again(arguments: &Arguments) -> Result<()> {
     let config = unused(out)?;
     let mut job = Job::start(config.parts()?, config.semantics.clone(), config.options.clone())?;
     let mut reporter = Reporter::new("again");
-    while !job.idle() {
-        job.step(Duration::from_millis(20))?;
-        reporter.report(&job);
-    }
+    job.run_until_idle(|job| reporter.report(job))?;
     reporter.finish(&job);
     let summary = Summary::of(&job, started.elapsed().as_secs_f64());
     let mut topics = config.topics(true)?;

@@ -175,9 +175,7 @@ impl World {
 
 /// Steps a job until it is idle.
 pub fn settle(job: &mut Job) {
-    while !job.idle() {
-        job.step(Duration::from_millis(5)).unwrap();
-    }
+    job.run_until_idle(|_| {}).unwrap();
 }
 
 /// Appends a script in blocks that hold so many interactions, one step of the job after each.
