@@ -18,7 +18,7 @@ TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 
 
 def read_safetensors(path):
-    """Tensors by name as float64, and the SHA-256 of the file in hex."""
+    """Tensors by name as float64, and the version: the file's SHA-256 in hex, shortened and marked if untrained."""
     data = Path(path).read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
@@ -34,7 +34,9 @@ def read_safetensors(path):
         else:
             flat = np.frombuffer(body[begin:end], dtype=TYPES[entry["dtype"]])
         tensors[name] = flat.astype(np.float64).reshape(entry["shape"])
-    return tensors, hashlib.sha256(data).hexdigest()
+    sha256 = hashlib.sha256(data).hexdigest()
+    described = json.loads(header.get("__metadata__", {}).get("ictflow", "{}"))
+    return tensors, sha256 if described.get("trained", True) else f"untrained-{sha256[:16]}"
 
 
 def write_safetensors(path, tensors):
@@ -105,7 +107,7 @@ class Ict:
     """The module with its weights."""
 
     def __init__(self, path):
-        self.tensors, self.sha256 = read_safetensors(path)
+        self.tensors, self.version = read_safetensors(path)
         self.d = self.tensors["label.weight"].shape[1]
         self.width = self.tensors["text.0.weight"].shape[1]
         rows = {table: len(self.tensors[f"{table}.weight"]) for table in ("user", "item", "creator", "category")}

@@ -252,7 +252,7 @@ READERS = {"interactions": _avro_interactions, "items": _avro_items, "candidates
 
 
 def decodes_to(topic, payload, value):
-    """Do raw bytes (JSON, bare Avro, or Avro behind a registry header) mean this value?"""
+    """Do raw bytes (JSON, or Avro: bare, behind a registry header, single-object) mean this value?"""
     want = filled(topic, value)
 
     def same(got):
@@ -264,8 +264,9 @@ def decodes_to(topic, payload, value):
             return True
     except ValueError:
         pass
-    for skip in (0, 5):
-        if skip and payload[:1] != b"\x00":
+    # The headers that stand before an Avro datum: none, a registry's, the single-object marker.
+    for header, skip in ((b"", 0), (b"\x00", 5), (b"\xc3\x01", 10)):
+        if not payload.startswith(header):
             continue
         reader = _Avro(payload[skip:])
         try:

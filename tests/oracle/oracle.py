@@ -469,8 +469,8 @@ def verify(args):
         diff.add("epochs: config_digest", {"expected": config.digest, "got": last["config_digest"]})
     if canonical_json(json.loads(config_text)) != config_text:
         diff.add("epochs: config isn't canonical JSON", config_text)
-    if weights.sha256 != actives["ict_weights"]:
-        diff.add("epochs: ict_weights", {"expected": weights.sha256, "got": actives["ict_weights"]})
+    if weights.version != actives["ict_weights"]:
+        diff.add("epochs: ict_weights", {"expected": weights.version, "got": actives["ict_weights"]})
     prefix, counts, names = below(logs, last["ends"])
     read = time.monotonic()
     world = World(prefix, counts, config, actives, args.partitioner)

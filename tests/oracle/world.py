@@ -204,7 +204,7 @@ def make(script, folder, seed=1, width=384, partitions=3, pool=0, rows=None, **c
         "prompt_version": "match-1@0a0a0a0a0a0a0a0a",
         "parameters": canonical_json({"max_tokens": 96, "temperature": "0"}),
         "encoder": "made-up/mean/256",
-        "ict_weights": weights.sha256,
+        "ict_weights": weights.version,
     }
     vectors = Vectors(seed, width, pool)
     embeddings = Log("embeddings", 1)
