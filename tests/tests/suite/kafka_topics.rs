@@ -632,7 +632,7 @@ fn compacted_gaps_are_passed() {
         round += 1;
         let mut reader = store.reader(&topic, &[0]).unwrap();
         let kept = read_to_ends(&mut store, &topic, reader.as_mut());
-        if kept[0].offset > 0 && kept.len() < 40 {
+        if kept[0].offset > 1 && kept.len() < 40 {
             break (kept, reader);
         }
         assert!(Instant::now() < deadline, "nothing was compacted: {} records", kept.len());
@@ -644,9 +644,10 @@ fn compacted_gaps_are_passed() {
         let newest = kept.iter().rfind(|record| record.key.as_deref() == Some(key.as_bytes())).unwrap();
         assert_eq!(newest.value.as_deref(), Some(format!("r9-{n}").as_bytes()));
     }
-    // A reader that starts within a gap.
+    // A reader that starts within a gap; the cleaner may have widened it since.
     let mut within = store.reader(&topic, &[1]).unwrap();
-    assert_eq!(read_to_ends(&mut store, &topic, within.as_mut())[0].offset, kept[0].offset);
+    assert!(read_to_ends(&mut store, &topic, within.as_mut())[0].offset >= kept[0].offset);
+    assert_eq!(within.positions(), store.ends(&topic).unwrap());
 }
 
 /// Keys as users have them, and lengths around murmur2's words of four bytes.
