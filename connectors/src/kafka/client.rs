@@ -61,8 +61,8 @@ pub(super) struct Deliveries {
 pub(super) struct Context {
     counts: Arc<Counts>,
     /// The newest error that only a person can mend, such as a refused password. librdkafka
-    /// reports it beside the call, which itself only times out.
-    lasting: Mutex<Option<KafkaError>>,
+    /// reports it, with a reason, beside the call, which itself only times out.
+    lasting: Mutex<Option<(KafkaError, String)>>,
     pub(super) deliveries: Mutex<Deliveries>,
 }
 
@@ -76,10 +76,19 @@ impl Context {
         lock(&self.lasting).is_some()
     }
 
+    /// Forgets what was reported before a call that went well: it has passed.
+    pub(super) fn passed(&self) {
+        *lock(&self.lasting) = None;
+    }
+
     /// A failure of a call, told by its lasting cause where one was reported meanwhile.
     pub(super) fn failure(&self, context: impl Into<String>, error: &KafkaError) -> Error {
         match lock(&self.lasting).take() {
-            Some(cause) if matches!(classify(error), Disposition::Retry { .. }) => failure(context, &cause),
+            Some((cause, reason)) if matches!(classify(error), Disposition::Retry { .. }) => {
+                let mut failed = failure(context, &cause);
+                failed.detail = format!("{}: {reason}", failed.detail);
+                failed
+            }
             _ => failure(context, error),
         }
     }
@@ -105,7 +114,7 @@ impl ClientContext for Context {
         Counts::add(&self.counts.client_errors, 1);
         tracing::warn!(target: "librdkafka", "{error}: {reason}");
         if classify(&error) == Disposition::Fatal {
-            *lock(&self.lasting) = Some(error);
+            *lock(&self.lasting) = Some((error, reason.to_owned()));
         }
     }
 }
@@ -162,9 +171,14 @@ impl Shared {
         })
     }
 
-    /// A failure of a metadata query. Serves the client's queue first, where the cause may wait.
-    pub(super) fn failure(&self, context: impl Into<String>, error: &KafkaError) -> Error {
+    /// Serves the metadata client's queue, where reports of errors wait; it grows otherwise.
+    fn serve(&self) {
         while self.metadata.poll(Duration::ZERO).is_some() {}
+    }
+
+    /// A failure of a metadata query, told by its cause where one was reported.
+    pub(super) fn failure(&self, context: impl Into<String>, error: &KafkaError) -> Error {
+        self.serve();
         self.metadata.context().failure(context, error)
     }
 
@@ -175,6 +189,8 @@ impl Shared {
             .metadata
             .fetch_metadata(Some(topic), self.config.request_timeout())
             .map_err(|error| self.failure(context(), &error))?;
+        self.serve();
+        self.metadata.context().passed();
         let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else {
             return Ok(None);
         };

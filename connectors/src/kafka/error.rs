@@ -202,11 +202,15 @@ fn hint(error: &KafkaError) -> &'static str {
             "fewer replicas are in sync than min.insync.replicas asks for: look at the brokers"
         }
         _ => match of_code(code) {
-            Disposition::Retry { .. } => "check that the brokers of bootstrap_servers are up and reachable",
+            Disposition::Retry { .. } => UNREACHABLE,
             _ => "look at the broker's log and at the lines of target librdkafka",
         },
     }
 }
+
+/// The hint where no broker answers. One that wants TLS, or a certificate, just hangs up.
+pub(super) const UNREACHABLE: &str =
+    "check that the brokers of bootstrap_servers are up and reachable, and that security fits their listener";
 
 /// The hint of every fenced writer.
 pub(super) const FENCED: &str =

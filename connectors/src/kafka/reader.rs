@@ -173,7 +173,7 @@ impl KafkaReader {
                     super::error::PAUSE,
                     format!("read topic {}", self.topic),
                     detail,
-                    "check that the brokers of bootstrap_servers are up and reachable",
+                    super::error::UNREACHABLE,
                 ));
             }
             // Only where the newest seek was earlier than the target's look-up.
@@ -204,12 +204,7 @@ impl KafkaReader {
         }
         let sought =
             self.consumer.seek_partitions(list, self.shared.config.request_timeout()).map_err(|error| {
-                Error::retry(
-                    super::error::PAUSE,
-                    context(),
-                    error,
-                    "check that the brokers are up and reachable",
-                )
+                Error::retry(super::error::PAUSE, context(), error, super::error::UNREACHABLE)
             })?;
         for element in sought.elements() {
             // A partition that isn't being fetched yet is sought again in the next round.
@@ -237,6 +232,7 @@ impl Reader for KafkaReader {
                         .context()
                         .failure(format!("look up the ends of topic {}", self.topic), &error)
                 })?;
+            self.consumer.context().passed();
             targets = ends;
             self.checked = Instant::now();
         }

@@ -152,6 +152,7 @@ impl Appender {
                 .map_or(error, |(code, _)| KafkaError::MessageProduction(code));
             return Err(producer.context().failure(format!("append {} records", records.len()), &error));
         }
+        producer.context().passed();
         Counts::add(&shared.counts.records_appended, records.len());
         self.producer = Some(producer);
         Ok(())

@@ -56,6 +56,7 @@ impl KafkaWriter {
         };
         persist(deadline, || producer.context().lasting(), fence)
             .map_err(|error| producer.context().failure(context(), &error))?;
+        producer.context().passed();
         Ok(KafkaWriter { shared: Arc::clone(shared), id: id.to_owned(), group, state: State::Idle(producer) })
     }
 
@@ -157,6 +158,7 @@ impl Writer for KafkaWriter {
             persist(deadline, || false, |timeout| producer.commit_transaction(timeout))
         }) {
             Ok(()) => {
+                producer.context().passed();
                 Counts::add(&self.shared.counts.commits, 1);
                 Counts::add(&self.shared.counts.records_committed, records.len());
                 self.state = State::Idle(producer);

@@ -58,6 +58,8 @@ struct Ports {
     plain: u16,
     sasl: u16,
     controller: u16,
+    /// TLS with SCRAM-SHA-512, and TLS that wants a client's certificate.
+    encrypted: Option<(u16, u16)>,
 }
 
 impl Broker {
@@ -75,11 +77,24 @@ impl Broker {
     /// # Panics
     /// Where it can't be started, with one line that says why.
     pub fn start() -> Broker {
+        Broker::start_as(false)
+    }
+
+    /// A broker of one's own that also has the listeners of [`Broker::scram_bootstrap`] and
+    /// [`Broker::mutual_bootstrap`], with certificates made for it.
+    ///
+    /// # Panics
+    /// Where it can't be started, with one line that says why.
+    pub fn start_encrypted() -> Broker {
+        Broker::start_as(true)
+    }
+
+    fn start_as(encrypted: bool) -> Broker {
         let libs = jars().join("libs");
         // A port that was free may be taken before the broker binds it: then others are tried.
         let mut failure = String::new();
         for _ in 0..3 {
-            match Broker::try_start(&libs) {
+            match Broker::try_start(&libs, encrypted) {
                 Ok(broker) => return broker,
                 Err(problem) => failure = problem,
             }
@@ -87,7 +102,7 @@ impl Broker {
         panic!("no kafka broker could be started: {failure}");
     }
 
-    fn try_start(libs: &Path) -> Result<Broker, String> {
+    fn try_start(libs: &Path, encrypted: bool) -> Result<Broker, String> {
         let begun = Instant::now();
         // The owner removes the folder, since a static is never dropped.
         let folder = tempfile::Builder::new()
@@ -95,11 +110,15 @@ impl Broker {
             .tempdir()
             .map_err(|error| format!("no temporary folder: {error}"))?
             .keep();
-        let ports = Ports::free().map_err(|error| format!("no free port: {error}"))?;
+        if encrypted {
+            certificates(&folder)?;
+        }
+        let ports = Ports::free(encrypted).map_err(|error| format!("no free port: {error}"))?;
         let properties = folder.join("server.properties");
         std::fs::write(&properties, ports.properties(&folder))
             .map_err(|error| format!("write {}: {error}", properties.display()))?;
-        let formatted = java(libs)
+        let mut format = java(libs);
+        let format = format
             .args([
                 "kafka.tools.StorageTool",
                 "format",
@@ -108,9 +127,13 @@ impl Broker {
                 "aWN0Zmxvdy10ZXN0cy0wMQ",
                 "-c",
             ])
-            .arg(&properties)
-            .output()
-            .map_err(|error| format!("run java: {error}"))?;
+            .arg(&properties);
+        if encrypted {
+            format
+                .arg("--add-scram")
+                .arg(format!("SCRAM-SHA-512=[name={SASL_USER},password={SASL_PASSWORD}]"));
+        }
+        let formatted = format.output().map_err(|error| format!("run java: {error}"))?;
         if !formatted.status.success() {
             return Err(format!("format its storage: {}", String::from_utf8_lossy(&formatted.stderr)));
         }
@@ -149,6 +172,29 @@ impl Broker {
     /// The address of the listener that asks for [`SASL_USER`] and [`SASL_PASSWORD`], in the open.
     pub fn sasl_bootstrap(&self) -> String {
         format!("127.0.0.1:{}", self.ports.sasl)
+    }
+
+    /// The address of the listener that speaks TLS and asks for [`SASL_USER`] and
+    /// [`SASL_PASSWORD`] by SCRAM-SHA-512; its certificate is for 127.0.0.1 alone.
+    ///
+    /// # Panics
+    /// Where the broker wasn't started by [`Broker::start_encrypted`].
+    pub fn scram_bootstrap(&self) -> String {
+        format!("127.0.0.1:{}", self.ports.encrypted.expect("an encrypted broker").0)
+    }
+
+    /// The address of the listener that speaks TLS and wants a certificate of the client.
+    ///
+    /// # Panics
+    /// Where the broker wasn't started by [`Broker::start_encrypted`].
+    pub fn mutual_bootstrap(&self) -> String {
+        format!("127.0.0.1:{}", self.ports.encrypted.expect("an encrypted broker").1)
+    }
+
+    /// A file that [`Broker::start_encrypted`] made: `ca.pem`, `client.pem`, `client.key` (its
+    /// password is [`SASL_PASSWORD`]), and `stranger.pem`, an authority that signed nothing here.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
     }
 
     /// How long the start took, storage and all.
@@ -247,30 +293,44 @@ impl Drop for Broker {
 }
 
 impl Ports {
-    fn free() -> std::io::Result<Ports> {
+    fn free(encrypted: bool) -> std::io::Result<Ports> {
         // All are held until all are known, so that they differ.
-        let held = [
-            TcpListener::bind("127.0.0.1:0")?,
-            TcpListener::bind("127.0.0.1:0")?,
-            TcpListener::bind("127.0.0.1:0")?,
-        ];
+        let held = (0..5).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<std::io::Result<Vec<_>>>()?;
         let port = |at: usize| held[at].local_addr().map(|address| address.port());
-        Ok(Ports { plain: port(0)?, sasl: port(1)?, controller: port(2)? })
+        let encrypted = if encrypted { Some((port(3)?, port(4)?)) } else { None };
+        Ok(Ports { plain: port(0)?, sasl: port(1)?, controller: port(2)?, encrypted })
     }
 
     fn properties(self, folder: &Path) -> String {
-        let Ports { plain, sasl, controller } = self;
+        let Ports { plain, sasl, controller, encrypted } = self;
         let data = folder.join("data");
         let data = data.display();
+        let (listeners, protocols, settings) = encrypted.map_or_else(Default::default, |(scram, mutual)| {
+            let folder = folder.display();
+            (
+                format!(",SCRAM://127.0.0.1:{scram},MUTUAL://127.0.0.1:{mutual}"),
+                ",SCRAM:SASL_SSL,MUTUAL:SSL".to_owned(),
+                format!(
+                    "listener.name.scram.sasl.enabled.mechanisms=SCRAM-SHA-512
+listener.name.scram.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
+listener.name.mutual.ssl.client.auth=required
+ssl.keystore.type=PEM
+ssl.keystore.location={folder}/server.pem
+ssl.truststore.type=PEM
+ssl.truststore.location={folder}/ca.pem
+"
+                ),
+            )
+        });
         format!(
             "process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller}
-listeners=PLAINTEXT://127.0.0.1:{plain},SASL_PLAINTEXT://127.0.0.1:{sasl},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{plain},SASL_PLAINTEXT://127.0.0.1:{sasl}
+listeners=PLAINTEXT://127.0.0.1:{plain},SASL_PLAINTEXT://127.0.0.1:{sasl},CONTROLLER://127.0.0.1:{controller}{listeners}
+advertised.listeners=PLAINTEXT://127.0.0.1:{plain},SASL_PLAINTEXT://127.0.0.1:{sasl}{listeners}
 controller.listener.names=CONTROLLER
 inter.broker.listener.name=PLAINTEXT
-listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT{protocols}
 sasl.enabled.mechanisms=PLAIN
 listener.name.sasl_plaintext.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule \
 required user_{SASL_USER}=\"{SASL_PASSWORD}\";
@@ -289,9 +349,44 @@ group.initial.rebalance.delay.ms=0
 log.cleaner.backoff.ms=500
 log.segment.delete.delay.ms=1000
 log.initial.task.delay.ms=1000
-"
+{settings}"
         )
     }
+}
+
+/// Makes an authority, a server's certificate for 127.0.0.1, a client's, and an authority that
+/// signs nothing.
+fn certificates(folder: &Path) -> Result<(), String> {
+    let script = r#"
+set -e
+cd "$1"
+authority() {
+    openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj "/CN=$1" -keyout "$1.key" -out "$1.pem"
+}
+signed() {
+    openssl req -newkey rsa:2048 -nodes -subj "/CN=$1" -keyout "$1.plain.key" -out "$1.csr"
+    openssl x509 -req -in "$1.csr" -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names -out "$1.pem"
+}
+authority ca
+authority stranger
+echo "subjectAltName=IP:127.0.0.1" >names
+signed server
+signed client
+# The broker reads one file, key first, in PKCS 8.
+openssl pkcs8 -topk8 -nocrypt -in server.plain.key -out server.key
+cat server.key server.pem >joined && mv joined server.pem
+openssl rsa -aes256 -passout "pass:$2" -in client.plain.key -out client.key
+"#;
+    let made = Command::new("sh")
+        .args(["-c", script, "certificates"])
+        .arg(folder)
+        .arg(SASL_PASSWORD)
+        .output()
+        .map_err(|error| format!("run sh: {error}"))?;
+    if made.status.success() {
+        return Ok(());
+    }
+    Err(format!("make certificates with openssl: {}", last_lines(&String::from_utf8_lossy(&made.stderr))))
 }
 
 /// Java with the jars, and settings that make a small broker start soon.
@@ -299,7 +394,6 @@ fn java(libs: &Path) -> Command {
     let mut java = Command::new("java");
     java.args(["-Xms256m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto"])
         .arg("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn")
-        // Its fatal exceptions are looked for in the log.
         .arg("-cp")
         .arg(libs.join("*"));
     java

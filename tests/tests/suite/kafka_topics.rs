@@ -632,7 +632,7 @@ fn compacted_gaps_are_passed() {
         round += 1;
         let mut reader = store.reader(&topic, &[0]).unwrap();
         let kept = read_to_ends(&mut store, &topic, reader.as_mut());
-        if kept[0].offset > 0 && kept.len() < 40 {
+        if kept[0].offset > 1 && kept.len() < 40 {
             break (kept, reader);
         }
         assert!(Instant::now() < deadline, "nothing was compacted: {} records", kept.len());
@@ -644,9 +644,10 @@ fn compacted_gaps_are_passed() {
         let newest = kept.iter().rfind(|record| record.key.as_deref() == Some(key.as_bytes())).unwrap();
         assert_eq!(newest.value.as_deref(), Some(format!("r9-{n}").as_bytes()));
     }
-    // A reader that starts within a gap.
+    // A reader that starts within a gap; the cleaner may have widened it since.
     let mut within = store.reader(&topic, &[1]).unwrap();
-    assert_eq!(read_to_ends(&mut store, &topic, within.as_mut())[0].offset, kept[0].offset);
+    assert!(read_to_ends(&mut store, &topic, within.as_mut())[0].offset >= kept[0].offset);
+    assert_eq!(within.positions(), store.ends(&topic).unwrap());
 }
 
 /// Keys as users have them, and lengths around murmur2's words of four bytes.
@@ -914,6 +915,72 @@ fn a_password_is_checked_and_never_shown() {
     assert_eq!(error.disposition, Disposition::Fatal, "{error}");
     assert!(error.to_string().contains("password") && !error.to_string().contains("battery"), "{error}");
     assert!(begun.elapsed() < Duration::from_secs(20));
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn tls_checks_the_broker_and_the_broker_checks_the_client() {
+    let broker = Broker::start_encrypted();
+    let password = broker.file("password");
+    std::fs::write(&password, SASL_PASSWORD).unwrap();
+    let wrong = broker.file("wrong");
+    std::fs::write(&wrong, "wrong-battery").unwrap();
+    let scram = Security {
+        protocol: Protocol::SaslSsl,
+        mechanism: Mechanism::ScramSha512,
+        ca_file: Some(broker.file("ca.pem")),
+        username: Some(SASL_USER.into()),
+        password: Some(Secret::File { file: password.clone() }),
+        ..Security::default()
+    };
+    let mutual = Security {
+        protocol: Protocol::Ssl,
+        ca_file: Some(broker.file("ca.pem")),
+        certificate_file: Some(broker.file("client.pem")),
+        key_file: Some(broker.file("client.key")),
+        key_password: Some(Secret::File { file: password }),
+        ..Security::default()
+    };
+    let connect = |server: String, security: &Security| {
+        Kafka::connect(Config {
+            bootstrap_servers: vec![server],
+            request_timeout_ms: 5_000,
+            security: security.clone(),
+            ..Config::default()
+        })
+    };
+    for (n, (server, security)) in
+        [(broker.scram_bootstrap(), &scram), (broker.mutual_bootstrap(), &mutual)].into_iter().enumerate()
+    {
+        let mut store = connect(server, security).unwrap();
+        let topic = format!("encrypted-{n}");
+        store.ensure(&topic, 1, Policy::Append).unwrap();
+        store.writer(&format!("job-{n}")).unwrap().commit(&[new(&topic, 0, "k", "v")], &[]).unwrap();
+        assert_eq!(values(&read_once_visible(&mut store, &topic, 1)), ["v"]);
+    }
+
+    let stranger = Some(broker.file("stranger.pem"));
+    let refused = [
+        (
+            "a wrong password",
+            broker.scram_bootstrap(),
+            Security { password: Some(Secret::File { file: wrong }), ..scram.clone() },
+        ),
+        ("another authority", broker.scram_bootstrap(), Security { ca_file: stranger, ..scram.clone() }),
+        ("another host name", broker.scram_bootstrap().replace("127.0.0.1", "localhost"), scram),
+        (
+            "no certificate",
+            broker.mutual_bootstrap(),
+            Security { certificate_file: None, key_file: None, key_password: None, ..mutual },
+        ),
+    ];
+    for (what, server, security) in refused {
+        let error = connect(server, &security).map(|_| ()).unwrap_err();
+        println!("{what}: {error}");
+        // A broker that misses a certificate just hangs up, as one does that is going down.
+        assert_eq!(is_retry(&error), what == "no certificate", "{what}: {error}");
+        assert!(!error.to_string().contains("battery"), "{error}");
+    }
 }
 
 #[test]
