@@ -162,7 +162,7 @@ class NotAvro(Exception):
     """The bytes are no Avro of the schema."""
 
 
-class _Avro:
+class Avro:
     """Just enough of Avro's binary form to read the three input schemas."""
 
     def __init__(self, data):
@@ -267,7 +267,7 @@ def decodes_to(topic, payload, value):
     for skip in (0, 5):
         if skip and payload[:1] != b"\x00":
             continue
-        reader = _Avro(payload[skip:])
+        reader = Avro(payload[skip:])
         try:
             got = READERS[topic](reader)
         except (NotAvro, struct.error):
