@@ -262,7 +262,7 @@ def forward(ict, world, used):
         rows = [row for row, columns in enumerate(used) if len(columns) == k]
         for begin in range(0, len(rows), 2_000):
             part = rows[begin : begin + 2_000]
-            columns = np.array([[column for column, _ in used[row]] for row in part], dtype=np.int64).reshape(-1, k)
+            columns = np.array([[column for column, _ in used[row]] for row in part], dtype=np.int64).reshape(len(part), k)
             context = triples[columns].reshape(len(part), 3 * k, ict.d)
             out[part] = ict.decode(np.concatenate([context, query[part][:, None, :]], axis=1))
     return out

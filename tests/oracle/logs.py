@@ -162,7 +162,7 @@ class NotAvro(Exception):
     """The bytes are no Avro of the schema."""
 
 
-class _Avro:
+class Avro:
     """Just enough of Avro's binary form to read the three input schemas."""
 
     def __init__(self, data):
@@ -268,7 +268,7 @@ def decodes_to(topic, payload, value):
     for header, skip in ((b"", 0), (b"\x00", 5), (b"\xc3\x01", 10)):
         if not payload.startswith(header):
             continue
-        reader = _Avro(payload[skip:])
+        reader = Avro(payload[skip:])
         try:
             got = READERS[topic](reader)
         except (NotAvro, struct.error):

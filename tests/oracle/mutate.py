@@ -133,9 +133,9 @@ class Mutator:
     def chance(self, share):
         return self.random.random() < share
 
-    def often(self, share):
+    def often(self, share, least=5):
         """How often a mutation is to happen: a share of the ratings, but at least a few."""
-        return max(3, round(share * len(self.ratings)))
+        return max(least, round(share * len(self.ratings)))
 
     def run(self):
         self.first_items()
@@ -253,27 +253,29 @@ class Mutator:
             ahead = self.random.choice([SKEW, self.random.randint(1, SKEW)])
             self.script.put(time, n, "interactions", user, event(f"a{count}", user, item, "click", time + ahead), 5)
 
-    def raw_bytes(self, value):
-        """Bytes that are neither JSON of a record nor Avro of it: a first byte that no length or index allows."""
+    def raw_bytes(self, value, required=None):
+        """Bytes that are neither JSON of a record nor Avro of it: a first byte that no length or index allows.
+
+        `required` names a field without a default: a record that lacks it is one more way.
+        """
         text = json.dumps(value).encode()
-        partial = {name: value[name] for name in list(value)[:3]}
-        return self.random.choice(
-            [
-                b"",
-                b"\xff" * 12 + self.random.randbytes(20),
-                text[: len(text) // 2],
-                json.dumps(partial).encode(),
-                json.dumps({**value, list(value)[-1]: "tomorrow"}).encode(),
-                b'{"event_id":"\xc3\x28"}',
-                b"[]",
-            ]
-        )
+        last = list(value)[-1]
+        ways = [
+            b"",
+            b"\xff" * 12 + self.random.randbytes(20),
+            text[: len(text) // 2],
+            json.dumps({**value, last: "tomorrow"}).encode(),
+            text.replace(b'": "', b'": "\xc3\x28', 1),
+        ]
+        if required is not None:
+            ways += [json.dumps({k: v for k, v in value.items() if k != required}).encode(), b"[]"]
+        return self.random.choice(ways)
 
     def unreadable_events(self):
         def spoil(sort, value):
             key = value["user_id"]
             if sort == "raw":
-                return key, None, self.raw_bytes(value)
+                return key, None, self.raw_bytes(value, self.random.choice(["event_id", "kind", "event_time"]))
             if sort == "null":
                 return key, None, None
             if sort == "kind":
@@ -357,7 +359,7 @@ class Mutator:
         alive = {name: dict(item) for name, item in self.items.items()}
         older = defaultdict(list)
         gone = {}
-        for n in sorted(self.random.randrange(len(self.ratings)) for _ in range(self.often(0.01))):
+        for n in sorted(self.random.randrange(len(self.ratings)) for _ in range(self.often(0.01, 300))):
             when = self.ratings[n][0]
             name = self.random.choice(self.ratings)[2]
             draw = self.random.random()
