@@ -56,7 +56,11 @@ fn unhex(text: &str) -> Vec<u8> {
     (0..text.len()).step_by(2).map(|i| u8::from_str_radix(&text[i..i + 2], 16).unwrap()).collect()
 }
 
+/// A timestamp for records of no moment.
+pub const EDITED_AT: i64 = 900_000_000_000;
+
 /// How a test runs a job.
+#[derive(Clone)]
 pub struct World {
     /// The SQLite file of the topics.
     pub file: PathBuf,
