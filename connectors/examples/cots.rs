@@ -19,8 +19,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .map(PathBuf::from)
         .unwrap_or_else(|_| PathBuf::from(std::env::var("HOME").unwrap_or_default()).join(".cache/ictflow"));
     let requests = requests(&cache, count)?;
+    let prompt = match std::env::var("PROMPT") {
+        Ok(path) => Prompt::parse(&std::fs::read_to_string(path)?)?,
+        Err(_) => Prompt::builtin(),
+    };
     let begin = Instant::now();
-    let mut generator = Local::open(&cache.join("llm/model.gguf"), Prompt::builtin(), &Decoding::default())?;
+    let mut generator = Local::open(&cache.join("llm/model.gguf"), prompt, &Decoding::default())?;
     println!(
         "load {:.2} s; {} {}",
         begin.elapsed().as_secs_f64(),

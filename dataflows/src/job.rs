@@ -18,6 +18,7 @@ use crate::sources::{Harvest, Judge, READ_AHEAD, Source};
 use crate::texts::Texts;
 use ictflow_connectors::encoder::Embed;
 use ictflow_connectors::llm::Generate;
+use ictflow_connectors::llm::validate::Validator;
 use ictflow_connectors::topics::{Topics, Writer};
 use ictflow_connectors::{Error, Result};
 use ictflow_operators::clock::Clock;
@@ -42,6 +43,8 @@ pub struct Parts {
     pub formats: BTreeMap<Topic, Format>,
     /// The generator of CoTs.
     pub generator: Box<dyn Generate>,
+    /// What judges the generator's drafts.
+    pub validator: Validator,
     /// The encoder of texts.
     pub encoder: Box<dyn Embed>,
     /// The ICT weights.
@@ -118,7 +121,7 @@ impl Job {
     /// # Errors
     /// `Fatal` with a hint where the topics, the recorded bounds or the configuration don't fit.
     pub fn start(parts: Parts, semantics: Arc<Semantics>, options: Options) -> Result<Self> {
-        let Parts { mut topics, formats, generator, encoder, weights } = parts;
+        let Parts { mut topics, formats, generator, validator, encoder, weights } = parts;
         let names = options.names.clone();
         let partitions = prepare(&mut *topics, &options)?;
         // Fence first: what is read after this can't change under us.
@@ -164,8 +167,14 @@ impl Job {
         }
         let candidate_partitions = topics.partitions(names.of(Topic::Candidates))?.unwrap_or(1);
         let judge = Judge::new(semantics.clone(), formats, partitions, candidate_partitions, encoder.id());
-        let requester =
-            Requester::start(names, partitions, generator, encoder, options.calls_file.as_deref())?;
+        let requester = Requester::start(
+            names,
+            partitions,
+            generator,
+            validator,
+            encoder,
+            options.calls_file.as_deref(),
+        )?;
         let engine = Engine::start(options.workers, semantics.clone(), weights)
             .map_err(|e| Error::fatal("start the timely workers", e, "is the limit of threads reached?"))?;
         let mut job = Job {

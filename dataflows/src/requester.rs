@@ -19,7 +19,8 @@ use crate::texts::Texts;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 use ictflow_connectors::encoder::Embed;
 use ictflow_connectors::llm::Generate;
-use ictflow_connectors::llm::answer::{Unanswered, answer};
+use ictflow_connectors::llm::answer::{Interrupted, Progress, Subject, answer};
+use ictflow_connectors::llm::validate::Validator;
 use ictflow_connectors::{Disposition, Error, Result, clock};
 use ictflow_schemas::cot::{CotRecord, CotRequest, PromptEntry, PromptView};
 use ictflow_schemas::embedding::{Embedding, EmbeddingStatus};
@@ -64,23 +65,29 @@ pub struct Accounting {
 struct Call {
     request: CotRequest,
     view: Arc<PromptView>,
-    attempt: u32,
+    progress: Progress,
 }
 
 /// What the generator thread says of a call.
 enum Called {
-    /// Attempt so and so of a key is under way.
+    /// Call so and so of a key is under way.
     Attempt(Digest, u32),
     /// It ended: a record, or a failure of the endpoint.
-    Ended(Digest, std::result::Result<CotRecord, Unanswered>),
+    Ended(Digest, std::result::Result<CotRecord, Interrupted>),
 }
 
 /// A request that waits for its call.
 #[derive(Clone, Copy, Debug)]
 struct Queued {
     key: Digest,
-    attempt: u32,
+    progress: Progress,
     not_before: Option<Instant>,
+}
+
+impl Queued {
+    fn new(key: Digest) -> Self {
+        Queued { key, progress: Progress::default(), not_before: None }
+    }
 }
 
 /// The requester of a job.
@@ -118,6 +125,7 @@ impl Requester {
         names: Names,
         partitions: u32,
         generator: Box<dyn Generate>,
+        validator: Validator,
         encoder: Box<dyn Embed>,
         calls_file: Option<&Path>,
     ) -> Result<Self> {
@@ -136,7 +144,7 @@ impl Requester {
         let encoder_id = encoder.id().to_owned();
         let (calls, to_call) = bounded(AHEAD);
         let (ends, ended) = bounded(1024);
-        spawn("generator", move || generate(generator, calls_file, &to_call, &ends))?;
+        spawn("generator", move || generate(generator, &validator, calls_file, &to_call, &ends))?;
         let (texts, to_embed) = bounded(1);
         let (made, vectors) = bounded(1);
         spawn("encoder", move || embed(encoder, &to_embed, &made))?;
@@ -185,7 +193,7 @@ impl Requester {
             if diff > 0 {
                 self.unanswered.insert(key, view.clone());
                 if !self.in_flight.contains(&key) {
-                    self.queue.push_back(Queued { key, attempt: 1, not_before: None });
+                    self.queue.push_back(Queued::new(key));
                 }
             } else if diff < 0 && self.unanswered.remove(&key).is_some() && !self.in_flight.contains(&key) {
                 self.accounting.cancelled += 1;
@@ -195,7 +203,7 @@ impl Requester {
         for key in answered {
             // Read back, and yet still requested: what was written is gone again or wasn't usable.
             if self.in_flight.remove(key) && self.unanswered.contains_key(key) {
-                self.queue.push_back(Queued { key: *key, attempt: 1, not_before: None });
+                self.queue.push_back(Queued::new(*key));
             }
         }
         let mut embed: BTreeMap<Digest, isize> = BTreeMap::new();
@@ -284,16 +292,16 @@ impl Requester {
                         headers: Vec::new(),
                     });
                 }
-                Ok(Called::Ended(key, Err(unanswered))) => {
+                Ok(Called::Ended(key, Err(Interrupted { error, progress }))) => {
                     self.handed -= 1;
-                    let Disposition::Retry { after } = unanswered.error.disposition else {
-                        return Err(unanswered.error);
+                    let Disposition::Retry { after } = error.disposition else {
+                        return Err(error);
                     };
-                    tracing::warn!(error = %unanswered.error, "call ended without an answer, asking again later");
+                    tracing::warn!(%error, "call ended without an answer, asking again later");
                     self.in_flight.remove(&key);
                     if self.unanswered.contains_key(&key) {
                         let not_before = Some(Instant::now() + after);
-                        self.queue.push_back(Queued { key, attempt: unanswered.attempt, not_before });
+                        self.queue.push_back(Queued { key, progress, not_before });
                     }
                 }
                 Err(TryRecvError::Empty) => break,
@@ -345,7 +353,7 @@ impl Requester {
             let Some(view) = self.unanswered.get(&queued.key) else { continue };
             // The item was edited or deleted since: the retraction is on its way.
             let Some(request) = request(queued.key, view, texts) else { continue };
-            let call = Call { request, view: view.clone(), attempt: queued.attempt };
+            let call = Call { request, view: view.clone(), progress: queued.progress };
             if self.calls.try_send(call).is_err() {
                 early.push(queued);
                 break;
@@ -396,6 +404,7 @@ fn request(key: Digest, view: &PromptView, texts: &Texts) -> Option<CotRequest> 
 
 fn generate(
     mut generator: Box<dyn Generate>,
+    validator: &Validator,
     mut calls_file: Option<std::fs::File>,
     calls: &Receiver<Call>,
     ended: &Sender<Called>,
@@ -411,8 +420,16 @@ fn generate(
             // The job may be gone; then nobody counts any more.
             let _ = ended.send(Called::Attempt(*key, attempt));
         };
-        let result =
-            answer(&mut *generator, &call.request, &call.view, clock::now_ms(), call.attempt, &mut on_call);
+        let subject = Subject { user_id: &call.view.user, item_id: &call.view.item };
+        let result = answer(
+            &mut *generator,
+            validator,
+            &call.request,
+            subject,
+            call.progress,
+            clock::now_ms(),
+            &mut on_call,
+        );
         if ended.send(Called::Ended(key, result)).is_err() {
             break;
         }

@@ -76,7 +76,7 @@ fn output(topic: &str) -> NewRecord {
         topic: topic.into(),
         partition: 0,
         timestamp: None,
-        key: b"k".to_vec(),
+        key: Some(b"k".to_vec()),
         value: None,
         headers: Vec::new(),
     }

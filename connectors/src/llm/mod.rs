@@ -3,6 +3,8 @@
 pub mod answer;
 pub mod local;
 pub mod prompt;
+pub mod template;
+pub mod validate;
 
 use crate::Result;
 use ictflow_schemas::cot::CotRequest;

@@ -4,12 +4,15 @@ use super::raw::{EncoderKind, GeneratorKind, Raw, TopicsKind};
 use crate::job::{Options, Parts};
 use crate::names::Names;
 use ictflow_connectors::encoder::Embed;
+use ictflow_connectors::encoder::hashed::Hashed;
+use ictflow_connectors::encoder::minilm::MiniLm;
 use ictflow_connectors::files::{Files, Input};
 use ictflow_connectors::kafka::Kafka;
 use ictflow_connectors::llm::Generate;
-use ictflow_connectors::llm::answer::{Tmp, TmpE};
 use ictflow_connectors::llm::local::{Decoding, Local as LocalLlm};
 use ictflow_connectors::llm::prompt::Prompt;
+use ictflow_connectors::llm::template::Template;
+use ictflow_connectors::llm::validate::Validator;
 use ictflow_connectors::local::{self, Local};
 use ictflow_connectors::topics::Topics;
 use ictflow_connectors::{Error, Result};
@@ -191,17 +194,23 @@ impl Config {
         let encoder = self.encoder()?;
         let weights = self.weights(encoder.width())?;
         let generator = self.generator()?;
-        Ok(Parts { topics: self.topics(false)?, formats: self.formats(), generator, encoder, weights })
+        Ok(Parts {
+            topics: self.topics(false)?,
+            formats: self.formats(),
+            generator,
+            validator: Validator::new(&Prompt::builtin()),
+            encoder,
+            weights,
+        })
     }
 
     fn encoder(&self) -> Result<Box<dyn Embed>> {
         let default = || models().join("encoder");
         Ok(match self.raw.encoder.kind {
             EncoderKind::Minilm => {
-                let _ = default;
-                Box::new(TmpE)
+                Box::new(MiniLm::load(&self.raw.encoder.folder.clone().unwrap_or_else(default))?)
             }
-            EncoderKind::Hashed => Box::new(TmpE),
+            EncoderKind::Hashed => Box::new(Hashed::new(Shape::default().text)),
         })
     }
 
@@ -213,7 +222,7 @@ impl Config {
                 Prompt::builtin(),
                 &Decoding::default(),
             )?),
-            GeneratorKind::Template => Box::new(Tmp),
+            GeneratorKind::Template => Box::new(Template::new(Prompt::builtin())),
         })
     }
 

@@ -1,7 +1,11 @@
 //! Worlds: scripts of input records, jobs on `local` topics over them, dumps for the oracle.
 
 use ictflow_connectors::encoder::Embed;
+use ictflow_connectors::encoder::hashed::Hashed;
 use ictflow_connectors::llm::Generate;
+use ictflow_connectors::llm::prompt::Prompt;
+use ictflow_connectors::llm::template::Template;
+use ictflow_connectors::llm::validate::Validator;
 use ictflow_connectors::local::Local;
 use ictflow_connectors::topics::Reader;
 use ictflow_dataflows::epochs::read_whole;
@@ -128,6 +132,7 @@ impl World {
             topics: Box::new(self.topics()),
             formats: BTreeMap::new(),
             generator,
+            validator: Validator::new(&Prompt::builtin()),
             encoder,
             weights: Arc::new(Weights::from_safetensors(&self.weights).unwrap()),
         };
@@ -218,12 +223,12 @@ pub fn script(path: &Path) -> Vec<Value> {
 
 /// The generator without a model.
 pub fn template() -> Box<dyn Generate> {
-    Box::new(ictflow_connectors::llm::answer::Tmp)
+    Box::new(Template::new(Prompt::builtin()))
 }
 
 /// The encoder without a model.
 pub fn hashed() -> Box<dyn Embed> {
-    Box::new(ictflow_connectors::llm::answer::TmpE)
+    Box::new(Hashed::new(384))
 }
 
 /// A record of an interaction, at its event time.

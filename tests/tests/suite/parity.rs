@@ -176,6 +176,8 @@ fn damage(world: &World, demonstrations: &[Arc<Demonstration>]) {
         read_whole(&mut topics, topic, |record| {
             let Some(key) = record.key else { return };
             match record.value {
+                // The last readable item stands, as for the program.
+                Some(value) if topic == "items" && Item::decode(&value).is_err() => None,
                 Some(value) => of.insert(key, (record.partition, value)),
                 None => of.remove(&key),
             };

@@ -129,8 +129,8 @@ impl<'a> Writer<'a> {
         Writer { roles, forbidden: &gap.forbidden, text: String::new(), words: 0, last: None }
     }
 
-    /// Chooses the next token; `spent` are the tokens whose logits the penalty lowers. `None` where
-    /// no token may stand next.
+    /// Chooses the next token; `spent` are the tokens, each once, whose logits the penalty lowers.
+    /// `None` where no token may stand next.
     pub fn step(
         &mut self,
         logits: &mut [f32],
@@ -139,7 +139,6 @@ impl<'a> Writer<'a> {
         choice: &mut Choice,
     ) -> Option<Next> {
         for token in spent {
-            // Once for a token, however often it was spent: a mark of the first place is enough.
             let Some(logit) = logits.get_mut(*token as usize) else { continue };
             *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
         }
@@ -186,10 +185,13 @@ impl<'a> Writer<'a> {
         }
     }
 
+    /// Whether a token would end the text in a forbidden word, or in a word that only begins one:
+    /// barred from its ending, the model would invent another.
     fn says_forbidden(&self, token: usize) -> bool {
         let text = format!("{}{}", self.text, self.roles.pieces[token]);
         let word = text.rsplit(|c: char| !c.is_ascii_lowercase()).next().unwrap_or_default();
-        !word.is_empty() && self.forbidden.iter().any(|forbidden| forbidden.matches(word))
+        !word.is_empty()
+            && self.forbidden.iter().any(|forbidden| forbidden.matches(word) || forbidden.begins(word))
     }
 
     /// The gap's words. Where it was `cut` at its limit the last word may be half a word, and the
