@@ -175,8 +175,12 @@ fn run_job(arguments: &Run) -> Result<()> {
     let mut reporter = Reporter::new("run");
     let mut closed = Instant::now();
     while !stop.load(Ordering::Relaxed) && !(until_idle && job.idle()?) {
-        // Input is gathered for an interval, so that a trickle doesn't make an epoch a record.
-        std::thread::sleep(config.interval.saturating_sub(closed.elapsed()));
+        // Input is gathered for an interval, so that a trickle doesn't make an epoch a record; the LLM
+        // and the encoder don't wait for it.
+        while closed.elapsed() < config.interval && !stop.load(Ordering::Relaxed) {
+            job.journal()?;
+            std::thread::sleep(crate::requester::IDLE);
+        }
         let step = job.step(crate::requester::IDLE)?;
         if step.epoch.is_some() {
             closed = Instant::now();

@@ -228,8 +228,12 @@ impl Job {
         Ok(step)
     }
 
-    /// Appends the answers that came to their logs.
-    fn journal(&mut self) -> Result<usize> {
+    /// Appends the answers that came to their logs, and hands over what can be asked now. A step does
+    /// it too; a job that gathers input for a while does it meanwhile. Never waits.
+    ///
+    /// # Errors
+    /// Those of [`Job::step`].
+    pub fn journal(&mut self) -> Result<usize> {
         let records = self.requester.pump(&self.texts)?;
         if !records.is_empty() {
             self.topics.append(&records)?;

@@ -60,7 +60,7 @@ const OTHERS: usize = 20;
 const PARTITIONS: u32 = 4;
 
 /// One example in so many gets a CoT: about 15 of each label on this data.
-const STRIDE: CotStride = CotStride { positive: 3_700, explicit_negative: 3_000, implicit_negative: 3_000 };
+const STRIDE: CotStride = CotStride { positive: 4_400, explicit_negative: 3_700, implicit_negative: 3_700 };
 
 const YEAR: Millis = 365 * 24 * 3_600_000;
 

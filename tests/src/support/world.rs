@@ -2,12 +2,13 @@
 
 use ictflow_connectors::encoder::Embed;
 use ictflow_connectors::encoder::hashed::Hashed;
+use ictflow_connectors::kafka::{self, Kafka};
 use ictflow_connectors::llm::Generate;
 use ictflow_connectors::llm::prompt::Prompt;
 use ictflow_connectors::llm::template::Template;
 use ictflow_connectors::llm::validate::Validator;
 use ictflow_connectors::local::Local;
-use ictflow_connectors::topics::Reader;
+use ictflow_connectors::topics::{Reader, Topics};
 use ictflow_dataflows::epochs::read_whole;
 use ictflow_dataflows::job::{Job, Options, Parts};
 use ictflow_dataflows::names::Names;
@@ -28,7 +29,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// One record to produce, as `tests/oracle/mutate.py` writes it.
-pub fn record(line: &Value, partitions: u32) -> NewRecord {
+pub fn record(line: &Value, partitions: u32, prefix: &str) -> NewRecord {
     let topic = line["topic"].as_str().unwrap();
     let key = line["key"].as_str().map(|key| key.as_bytes().to_vec());
     let value = match (line["raw"].as_str(), &line["value"]) {
@@ -38,7 +39,7 @@ pub fn record(line: &Value, partitions: u32) -> NewRecord {
     };
     let place = line["partition"].as_u64().map(|p| p as u32);
     NewRecord {
-        topic: topic.to_owned(),
+        topic: format!("{prefix}{topic}"),
         partition: place.unwrap_or_else(|| key.as_deref().map_or(0, |key| partition(key, partitions))),
         timestamp: line["timestamp"].as_i64(),
         key,
@@ -63,11 +64,22 @@ fn unhex(text: &str) -> Vec<u8> {
 /// A timestamp for records of no moment.
 pub const EDITED_AT: i64 = 900_000_000_000;
 
+/// A store of topics.
+#[derive(Clone)]
+pub enum Store {
+    /// One SQLite file.
+    Local(PathBuf),
+    /// A broker.
+    Kafka(Box<kafka::Config>),
+}
+
 /// How a test runs a job.
 #[derive(Clone)]
 pub struct World {
-    /// The SQLite file of the topics.
-    pub file: PathBuf,
+    /// Where the topics live.
+    pub store: Store,
+    /// Put before the names of all topics, so that tests share a broker.
+    pub prefix: String,
     /// The job's name; its own topics end in it.
     pub job: String,
     /// Partitions of the inputs.
@@ -95,7 +107,8 @@ impl World {
     /// A world of one worker in a folder.
     pub fn new(folder: &Path, job: &str, semantics: Semantics, weights: Arc<Vec<u8>>) -> Self {
         World {
-            file: folder.join("topics.sqlite"),
+            store: Store::Local(folder.join("topics.sqlite")),
+            prefix: String::new(),
             job: job.to_owned(),
             partitions: 3,
             workers: 1,
@@ -109,12 +122,17 @@ impl World {
 
     /// The topics' names of this job.
     pub fn names(&self) -> Names {
-        Names::new(&BTreeMap::new(), &format!(".{}", self.job))
+        let plain = Names::new(&BTreeMap::new(), &format!(".{}", self.job));
+        let prefixed = Topic::ALL.map(|topic| (topic, format!("{}{}", self.prefix, plain.of(topic))));
+        Names::new(&prefixed.into_iter().collect(), "")
     }
 
     /// The store.
-    pub fn topics(&self) -> Local {
-        Local::open(&self.file).unwrap()
+    pub fn topics(&self) -> Box<dyn Topics> {
+        match &self.store {
+            Store::Local(file) => Box::new(Local::open(file).unwrap()),
+            Store::Kafka(config) => Box::new(Kafka::connect((**config).clone()).unwrap()),
+        }
     }
 
     /// Starts the job with a generator and an encoder.
@@ -129,7 +147,7 @@ impl World {
         encoder: Box<dyn Embed>,
     ) -> ictflow_connectors::Result<Job> {
         let parts = Parts {
-            topics: Box::new(self.topics()),
+            topics: self.topics(),
             formats: BTreeMap::new(),
             generator,
             validator: Validator::new(&Prompt::builtin()),
@@ -141,7 +159,7 @@ impl World {
             names: self.names(),
             workers: self.workers,
             epoch_max_events: self.epoch,
-            create_inputs: Some(self.partitions),
+            create_inputs: matches!(self.store, Store::Local(_)).then_some(self.partitions),
             generate: self.generate,
             calls_file: self.calls_file.clone(),
         };
@@ -157,8 +175,9 @@ impl World {
             let mut file = std::io::BufWriter::new(
                 std::fs::File::create(folder.join(format!("{}.jsonl", topic.name()))).unwrap(),
             );
-            read_whole(&mut topics, names.of(topic), |record| {
-                writeln!(file, "{}", tail::line(topic, topic.name(), &record, Format::Avro, true)).unwrap();
+            read_whole(&mut *topics, names.of(topic), |record| {
+                writeln!(file, "{}", tail::line(topic, names.of(topic), &record, Format::Avro, true))
+                    .unwrap();
             })
             .unwrap();
         }
@@ -170,7 +189,7 @@ impl World {
     /// The compacted values of a topic of this job: by key the newest value that isn't null.
     pub fn compacted(&self, topic: Topic) -> BTreeMap<Vec<u8>, Vec<u8>> {
         let mut values = BTreeMap::new();
-        read_whole(&mut self.topics(), self.names().of(topic), |record| {
+        read_whole(&mut *self.topics(), self.names().of(topic), |record| {
             let key = record.key.unwrap();
             match record.value {
                 Some(value) => values.insert(key, value),
@@ -189,11 +208,12 @@ pub fn settle(job: &mut Job) {
 
 /// Appends a script in blocks that hold so many interactions, one step of the job after each.
 pub fn play(job: &mut Job, script: &[Value], partitions: u32, block: usize) {
+    let prefix = "";
     let mut records = Vec::new();
     let mut events = 0;
     for line in script {
         events += usize::from(line["topic"] == "interactions");
-        records.push(record(line, partitions));
+        records.push(record(line, partitions, prefix));
         if events == block {
             job.topics().append(&std::mem::take(&mut records)).unwrap();
             job.step(Duration::from_millis(5)).unwrap();
@@ -263,7 +283,7 @@ pub fn feed(job: &mut Job, lines: &[Value], partitions: u32) {
 
 /// Appends records.
 pub fn append(job: &mut Job, lines: &[Value], partitions: u32) {
-    let records: Vec<NewRecord> = lines.iter().map(|line| record(line, partitions)).collect();
+    let records: Vec<NewRecord> = lines.iter().map(|line| record(line, partitions, "")).collect();
     job.topics().append(&records).unwrap();
 }
 

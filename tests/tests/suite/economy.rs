@@ -92,7 +92,6 @@ fn a_restart_publishes_only_what_differs() {
         value: Some(b"leftover".to_vec()),
         headers: vec![],
     };
-    use ictflow_connectors::topics::Topics;
     world.topics().append(&[record]).unwrap();
     let mut job = started(&world);
     assert_eq!(job.committed(), epoch, "a replay commits nothing");
@@ -185,7 +184,7 @@ fn a_removed_answer_is_asked_again_and_no_other() {
     let removed = first.compacted(Topic::Cot).into_keys().next().unwrap();
     let place = {
         let mut found = None;
-        ictflow_dataflows::epochs::read_whole(&mut first.topics(), "cot", |record| {
+        ictflow_dataflows::epochs::read_whole(&mut *first.topics(), "cot", |record| {
             if record.key.as_deref() == Some(&removed) {
                 found = Some(record.partition);
             }
@@ -193,7 +192,6 @@ fn a_removed_answer_is_asked_again_and_no_other() {
         .unwrap();
         found.unwrap()
     };
-    use ictflow_connectors::topics::Topics;
     let tombstone = NewRecord {
         topic: "cot".into(),
         partition: place,

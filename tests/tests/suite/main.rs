@@ -2,5 +2,6 @@
 #![allow(clippy::unwrap_used)]
 
 mod economy;
+mod kafka_job;
 mod kafka_topics;
 mod parity;

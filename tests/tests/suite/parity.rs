@@ -1,7 +1,6 @@
 //! Features, examples, dead letters and wanted keys equal a batch recomputation by an independent
 //! program, and don't depend on epochs or workers.
 
-use ictflow_connectors::topics::Topics;
 use ictflow_dataflows::epochs::read_whole;
 use ictflow_dataflows::job::Job;
 use ictflow_schemas::config::{CotStride, Semantics};
@@ -22,7 +21,7 @@ use std::sync::Arc;
 /// The program's own limit, as the mutator's bursts expect it.
 const MAX_WINDOW_EVENTS: usize = 250;
 
-fn semantics(stride: u64) -> Semantics {
+pub fn semantics(stride: u64) -> Semantics {
     Semantics {
         max_window_events: MAX_WINDOW_EVENTS,
         cot_stride: CotStride { positive: stride, explicit_negative: stride, implicit_negative: stride },
@@ -32,7 +31,7 @@ fn semantics(stride: u64) -> Semantics {
 }
 
 /// Writes the mutated ml-100k as a script.
-fn mutated(folder: &Path, arguments: &[&str]) -> Vec<Value> {
+pub fn mutated(folder: &Path, arguments: &[&str]) -> Vec<Value> {
     let home = std::env::var("HOME").unwrap();
     let cache = std::env::var("ICTFLOW_MODELS").unwrap_or(format!("{home}/.cache/ictflow"));
     let (data, out) = (format!("{cache}/data/ml-100k"), folder.join("script.jsonl"));
@@ -45,7 +44,7 @@ fn mutated(folder: &Path, arguments: &[&str]) -> Vec<Value> {
 }
 
 /// Asks the oracle, with further demands; gives its report.
-fn verify(world: &World, job: &Job, folder: &Path, demands: &[&str]) -> Value {
+pub fn verify(world: &World, job: &Job, folder: &Path, demands: &[&str]) -> Value {
     let dumps = folder.join("dumps");
     world.dump(job, &dumps);
     let path = |name: &str| dumps.join(name).to_str().unwrap().to_owned();
@@ -173,7 +172,7 @@ fn damage(world: &World, demonstrations: &[Arc<Demonstration>]) {
     let mut newest: BTreeMap<&str, BTreeMap<Vec<u8>, (u32, Vec<u8>)>> = BTreeMap::new();
     for topic in ["cot", "embeddings", "items"] {
         let of = newest.entry(topic).or_default();
-        read_whole(&mut topics, topic, |record| {
+        read_whole(&mut *topics, topic, |record| {
             let Some(key) = record.key else { return };
             match record.value {
                 // The last readable item stands, as for the program.

@@ -1,0 +1,94 @@
+//! A whole job on a real Apache Kafka: in by a second client, held against the oracle, out read by
+//! others; restarted in between.
+
+use crate::parity::{mutated, semantics, verify};
+use ictflow_schemas::example::ExampleRecord;
+use ictflow_schemas::framing::{partition, unframe};
+use ictflow_schemas::topic::{Policy, Topic};
+use ictflow_schemas::wire::Wire;
+use ictflow_tests::support::kafka::{Broker, kcat, unique};
+use ictflow_tests::support::world::{self, Store, World, event, hashed, record, settle, template};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use serde_json::Value;
+use std::time::Duration;
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Sends records as a client that isn't ours.
+fn send(producer: &BaseProducer, lines: &[Value], world: &World) {
+    for line in lines {
+        let new = record(line, world.partitions, &world.prefix);
+        let mut message = BaseRecord::<[u8], [u8]>::to(&new.topic).partition(new.partition as i32);
+        message.key = new.key.as_deref();
+        message.payload = new.value.as_deref();
+        message.timestamp = new.timestamp;
+        producer.send(message).map_err(|(error, _)| error).unwrap();
+        producer.poll(Duration::ZERO);
+    }
+    producer.flush(LIMIT).unwrap();
+}
+
+#[test]
+fn a_job_on_a_real_broker_equals_the_oracle_over_a_restart() {
+    let broker = Broker::shared();
+    let folder = tempfile::tempdir().unwrap();
+    let script = mutated(folder.path(), &["--events", "800", "--seed", "3", "--partitions", "3"]);
+    let mut world = World::new(folder.path(), &unique("job"), semantics(10), world::weights(384));
+    world.store = Store::Kafka(Box::new(broker.config()));
+    world.prefix = format!("{}-", unique("kafka-job"));
+    world.epoch = 500;
+    let names = world.names();
+    let mut topics = world.topics();
+    for topic in [Topic::Interactions, Topic::Items, Topic::Candidates] {
+        topics.ensure(names.of(topic), world.partitions, Policy::Append).unwrap();
+    }
+    let plain: BaseProducer = broker.client().create().unwrap();
+    let (first, second) = script.split_at(script.len() / 2);
+    send(&plain, first, &world);
+    // What an aborted transaction wrote stays invisible.
+    let aborted: BaseProducer = broker.client().set("transactional.id", unique("aborts")).create().unwrap();
+    aborted.init_transactions(LIMIT).unwrap();
+    aborted.begin_transaction().unwrap();
+    let ghost = event("ghost", "g1", "1", "rate", Some(5.0), 874_724_710_000);
+    send(&aborted, &[ghost], &world);
+    aborted.abort_transaction(LIMIT).unwrap();
+
+    let mut job = world.start(template(), hashed());
+    settle(&mut job);
+    verify(&world, &job, folder.path(), &["--min-features", "50"]);
+    let epoch = job.committed();
+    drop(job);
+
+    let mut job = world.start(template(), hashed());
+    assert_eq!(job.committed(), epoch, "a restart commits nothing by itself");
+    send(&plain, second, &world);
+    settle(&mut job);
+    verify(&world, &job, folder.path(), &["--min-features", "100", "--min-full", "0.3"]);
+    let examples = world.compacted(Topic::Examples);
+    assert!(examples.values().all(|value| ExampleRecord::decode(value).unwrap().user_id != "ghost"));
+
+    // Another client sees the same keys, on the partition of the user, each with its headers.
+    let features = world.compacted(Topic::Features);
+    let output = kcat(broker)
+        .args(["-C", "-q", "-e", "-o", "beginning", "-X", "isolation.level=read_committed"])
+        .args(["-t", names.of(Topic::Features), "-f", "%p %K %S %h\\n"])
+        .output()
+        .unwrap();
+    let lines = String::from_utf8(output.stdout).unwrap();
+    assert!(lines.lines().count() >= features.len(), "{} lines", lines.lines().count());
+    for line in lines.lines() {
+        for header in ["ictflow-epoch=", "ictflow-substep=", "ictflow-published-at="] {
+            assert!(line.contains(header), "{line}");
+        }
+    }
+    let mut wrong = Vec::new();
+    ictflow_dataflows::epochs::read_whole(&mut *world.topics(), names.of(Topic::Features), |record| {
+        let key = record.key.unwrap();
+        let user = unframe(&key).unwrap()[0].to_vec();
+        if partition(&user, world.partitions) != record.partition {
+            wrong.push(user);
+        }
+    })
+    .unwrap();
+    assert!(wrong.is_empty());
+}
