@@ -1,5 +1,11 @@
 //! Text encoders behind one trait.
 
+mod bert;
+pub mod hashed;
+pub mod minilm;
+#[cfg(test)]
+mod tests;
+
 use crate::Result;
 
 /// An encoder of texts into unit vectors.
