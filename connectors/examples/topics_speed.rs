@@ -19,7 +19,7 @@ fn batch(count: u32, value: usize) -> Vec<NewRecord> {
             topic: "t".into(),
             partition: i % PARTITIONS,
             timestamp: Some(1_700_000_000_000),
-            key: format!("user-{i}").into_bytes(),
+            key: Some(format!("user-{i}").into_bytes()),
             value: Some(vec![b'v'; value]),
             headers: vec![
                 ("ictflow-epoch".into(), b"12".to_vec()),

@@ -174,7 +174,10 @@ fn run_job(arguments: &Run) -> Result<()> {
     warn_untrained(&job);
     let mut reporter = Reporter::new("run");
     let mut closed = Instant::now();
-    while !stop.load(Ordering::Relaxed) && !(until_idle && job.idle()?) {
+    while !stop.load(Ordering::Relaxed) {
+        if until_idle && job.idle()? {
+            break;
+        }
         // Input is gathered for an interval, so that a trickle doesn't make an epoch a record; the LLM
         // and the encoder don't wait for it.
         while closed.elapsed() < config.interval && !stop.load(Ordering::Relaxed) {

@@ -68,12 +68,15 @@ struct Call {
     progress: Progress,
 }
 
+/// Texts by digest with their vectors.
+type Vectors = Vec<(Digest, Vec<f32>)>;
+
 /// What the generator thread says of a call.
 enum Called {
     /// Call so and so of a key is under way.
     Attempt(Digest, u32),
     /// It ended: a record, or a failure of the endpoint.
-    Ended(Digest, std::result::Result<CotRecord, Interrupted>),
+    Ended(Digest, std::result::Result<Box<CotRecord>, Interrupted>),
 }
 
 /// A request that waits for its call.
@@ -112,7 +115,7 @@ pub struct Requester {
     embed_queue: VecDeque<Digest>,
     embed_in_flight: HashSet<Digest>,
     texts: Sender<Vec<(Digest, Arc<str>)>>,
-    vectors: Receiver<Result<Vec<(Digest, Vec<f32>)>>>,
+    vectors: Receiver<Result<Vectors>>,
     embedding: bool,
     /// What was asked and made.
     pub accounting: Accounting,
@@ -430,7 +433,7 @@ fn generate(
             clock::now_ms(),
             &mut on_call,
         );
-        if ended.send(Called::Ended(key, result)).is_err() {
+        if ended.send(Called::Ended(key, result.map(Box::new))).is_err() {
             break;
         }
     }
@@ -439,7 +442,7 @@ fn generate(
 fn embed(
     mut encoder: Box<dyn Embed>,
     texts: &Receiver<Vec<(Digest, Arc<str>)>>,
-    vectors: &Sender<Result<Vec<(Digest, Vec<f32>)>>>,
+    vectors: &Sender<Result<Vectors>>,
 ) {
     while let Ok(batch) = texts.recv() {
         let inputs: Vec<String> = batch.iter().map(|(_, text)| text.to_string()).collect();

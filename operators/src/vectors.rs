@@ -73,7 +73,7 @@ impl Vectors {
     /// Takes an epoch's changes.
     pub fn step(&mut self, changes: Changes<EmbeddingChange>, out: &mut Changes<Output>) {
         let mut records: Vec<EmbeddingChange> = changes.into_iter().map(|(change, _)| change).collect();
-        records.sort_by(|a, b| a.offset.cmp(&b.offset));
+        records.sort_by_key(|record| record.offset);
         let mut touched = BTreeSet::new();
         for record in records {
             touched.insert(record.text);

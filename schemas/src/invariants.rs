@@ -26,7 +26,7 @@ pub fn feature(feature: &Feature, k_max: usize) -> Result<(), Violation> {
     require(feature.ict.iter().all(|x| x.is_finite()), || {
         "the vector has a component that is not finite".into()
     })?;
-    require(feature.cot_created_at.is_some() == !used.is_empty(), || "cot_created_at and k disagree".into())
+    require(feature.cot_created_at.is_some() != used.is_empty(), || "cot_created_at and k disagree".into())
 }
 
 /// A bounds record follows another: epochs are contiguous, offsets, maxima and clock never fall,

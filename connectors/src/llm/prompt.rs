@@ -856,7 +856,8 @@ mod tests {
                 for line in &lines[1..lines.len() - 1] {
                     let field = line.split(':').next().unwrap_or_default();
                     prop_assert!(["likes", "dislikes", "seen", "film", "genres", "about", "decision"].contains(&field));
-                    prop_assert!(!line.contains(['[', ']', '\r', '\u{2028}', '\u{85}']) && !line.contains(&nonce));
+                    let breaking = ['[', ']', '\r', '\u{2028}', '\u{85}'];
+                    prop_assert!(!line.contains(breaking) && !line.contains(&nonce));
                 }
                 let decisions = lines.iter().filter(|line| line.starts_with("decision: ")).count();
                 prop_assert_eq!(decisions, 1);

@@ -7,9 +7,12 @@ use ictflow_schemas::framing::{partition, unframe};
 use ictflow_schemas::topic::{Policy, Topic};
 use ictflow_schemas::wire::Wire;
 use ictflow_tests::support::kafka::{Broker, kcat, unique};
+use ictflow_tests::support::oracle::python;
 use ictflow_tests::support::world::{self, Store, World, event, hashed, record, settle, template};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::Value;
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -81,6 +84,17 @@ fn a_job_on_a_real_broker_equals_the_oracle_over_a_restart() {
             assert!(line.contains(header), "{line}");
         }
     }
+    // The subscriber's recipe, by the reader that the README names.
+    let reader = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/reader.py");
+    let output = Command::new(python())
+        .arg(reader)
+        .args(["--bootstrap", &broker.bootstrap(), "--topic", names.of(Topic::Features)])
+        .args(["--until-end", "--quiet"])
+        .output()
+        .unwrap();
+    let last: Value = serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
+    assert_eq!(last["live"].as_u64().unwrap() as usize, features.len());
     let mut wrong = Vec::new();
     ictflow_dataflows::epochs::read_whole(&mut *world.topics(), names.of(Topic::Features), |record| {
         let key = record.key.unwrap();
