@@ -1,7 +1,10 @@
 //! Generators of CoT texts behind one trait.
 
+pub mod answer;
 pub mod local;
 pub mod prompt;
+pub mod template;
+pub mod validate;
 
 use crate::Result;
 use ictflow_schemas::cot::CotRequest;

@@ -11,9 +11,9 @@ pub const MIN_WORDS: usize = 3;
 
 /// Words that can't end a sentence; dropped where a gap was cut.
 const HANGING: [&str; 36] = [
-    "a", "about", "an", "and", "any", "are", "as", "at", "be", "but", "by", "can", "for", "from", "have", "in", "into",
-    "is", "it", "its", "of", "often", "on", "or", "so", "some", "that", "the", "their", "them", "they", "to", "very",
-    "which", "with", "who",
+    "a", "about", "an", "and", "any", "are", "as", "at", "be", "but", "by", "can", "for", "from", "have",
+    "in", "into", "is", "it", "its", "of", "often", "on", "or", "so", "some", "that", "the", "their", "them",
+    "they", "to", "very", "which", "with", "who",
 ];
 
 /// What a token does in a gap.
@@ -129,11 +129,16 @@ impl<'a> Writer<'a> {
         Writer { roles, forbidden: &gap.forbidden, text: String::new(), words: 0, last: None }
     }
 
-    /// Chooses the next token; `spent` are the tokens whose logits the penalty lowers. `None` where
-    /// no token may stand next.
-    pub fn step(&mut self, logits: &mut [f32], spent: &[u32], penalty: f32, choice: &mut Choice) -> Option<Next> {
+    /// Chooses the next token; `spent` are the tokens, each once, whose logits the penalty lowers.
+    /// `None` where no token may stand next.
+    pub fn step(
+        &mut self,
+        logits: &mut [f32],
+        spent: &[u32],
+        penalty: f32,
+        choice: &mut Choice,
+    ) -> Option<Next> {
         for token in spent {
-            // Once for a token, however often it was spent: a mark of the first place is enough.
             let Some(logit) = logits.get_mut(*token as usize) else { continue };
             *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
         }
@@ -180,10 +185,13 @@ impl<'a> Writer<'a> {
         }
     }
 
+    /// Whether a token would end the text in a forbidden word, or in a word that only begins one:
+    /// barred from its ending, the model would invent another.
     fn says_forbidden(&self, token: usize) -> bool {
         let text = format!("{}{}", self.text, self.roles.pieces[token]);
         let word = text.rsplit(|c: char| !c.is_ascii_lowercase()).next().unwrap_or_default();
-        !word.is_empty() && self.forbidden.iter().any(|forbidden| forbidden.matches(word))
+        !word.is_empty()
+            && self.forbidden.iter().any(|forbidden| forbidden.matches(word) || forbidden.begins(word))
     }
 
     /// The gap's words. Where it was `cut` at its limit the last word may be half a word, and the
@@ -215,8 +223,12 @@ fn draw(logits: &[f32], temperature: f32, top_p: f32, number: f64) -> Option<usi
     let top = logits[likeliest(logits)?];
     let weight = |logit: f32| f64::from((logit - top) / temperature).exp();
     // Anything less likely than a ten-thousandth of the top adds nothing to the share.
-    let mut likely: Vec<(usize, f64)> =
-        logits.iter().enumerate().map(|(token, logit)| (token, weight(*logit))).filter(|(_, w)| *w > 1e-4).collect();
+    let mut likely: Vec<(usize, f64)> = logits
+        .iter()
+        .enumerate()
+        .map(|(token, logit)| (token, weight(*logit)))
+        .filter(|(_, w)| *w > 1e-4)
+        .collect();
     likely.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
     let total: f64 = likely.iter().map(|(_, w)| w).sum();
     let mut share = 0.0;

@@ -17,6 +17,7 @@ pub enum Weights {
     /// As in the file, but Q4_1 as Q8_0.
     Quantised,
     /// Dequantised to f32: slow and four times larger, for comparison with a reference.
+    #[cfg(test)]
     Full,
 }
 
@@ -58,13 +59,6 @@ pub struct Llama {
 pub struct Prefix {
     blocks: Arc<Vec<(Tensor, Tensor)>>,
     length: usize,
-}
-
-impl Prefix {
-    /// Tokens in it.
-    pub fn length(&self) -> usize {
-        self.length
-    }
 }
 
 /// The keys and values of a sequence that grows: buffers of fixed capacity, written in place (a
@@ -146,6 +140,7 @@ impl Llama {
         let mut tensor = |name: &str| content.tensor(reader, name, &device);
         let mut matrix = |tensor: QTensor| -> Result<QMatMul> {
             match weights {
+                #[cfg(test)]
                 Weights::Full => Ok(QMatMul::Tensor(tensor.dequantize(&device)?)),
                 Weights::Quantised if tensor.dtype() == GgmlDType::Q4_1 => {
                     requantised = true;
@@ -237,6 +232,7 @@ impl Llama {
     ///
     /// # Errors
     /// As [`Llama::logits`].
+    #[cfg(test)]
     pub fn all_logits(&self, tokens: &[u32], cache: &mut Cache) -> Result<Vec<Vec<f32>>> {
         let hidden = self.forward(tokens, cache)?;
         self.project(&hidden)?.to_vec2()
@@ -296,7 +292,13 @@ impl Llama {
     /// Attention of `[heads, tokens, w]` queries over `[kv_heads, length, w]` keys and values;
     /// `[tokens, heads * w]`. A query head reads the key head `head / (heads / kv_heads)`, so the
     /// query heads of one key head are stacked as rows instead of repeating keys and values.
-    fn attend(&self, query: &Tensor, keys: &Tensor, values: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+    fn attend(
+        &self,
+        query: &Tensor,
+        keys: &Tensor,
+        values: &Tensor,
+        mask: Option<&Tensor>,
+    ) -> Result<Tensor> {
         let (tokens, length) = (query.dim(1)?, keys.dim(1)?);
         let (group, width) = (self.heads / self.kv_heads, self.head_width);
         let query = query.reshape((self.kv_heads, group * tokens, width))?;
