@@ -5,6 +5,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Milliseconds since 1970 UTC; negative where the clock stands before.
+#[allow(clippy::disallowed_methods)] // This is the one place.
 pub fn now_ms() -> i64 {
     let ms = |gap: std::time::Duration| i64::try_from(gap.as_millis()).unwrap_or(i64::MAX);
     match SystemTime::now().duration_since(UNIX_EPOCH) {

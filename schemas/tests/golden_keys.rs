@@ -1,4 +1,5 @@
 //! Matches every example of `golden/keys.json`, which an independent program made.
+#![allow(clippy::unwrap_used)]
 
 use ictflow_schemas::Id;
 use ictflow_schemas::cot::{PromptView, canonical_json};

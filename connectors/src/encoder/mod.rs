@@ -20,3 +20,15 @@ pub trait Embed: Send {
     /// depend on the others of the call.
     fn embed(&mut self, texts: &[String]) -> Result<Vec<Vec<f32>>>;
 }
+
+/// A file of the model folder, for tests: a missing file is a failure, never a skipped test.
+#[cfg(test)]
+pub(crate) fn model_file(name: &str) -> std::path::PathBuf {
+    let folder = match std::env::var_os("ICTFLOW_MODELS") {
+        Some(folder) => folder.into(),
+        None => std::path::PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache/ictflow"),
+    };
+    let path = folder.join(name);
+    assert!(path.is_file(), "{} is missing: run `make models`", path.display());
+    path
+}

@@ -126,7 +126,7 @@ fn loops(words: &[String]) -> bool {
             return true;
         }
     }
-    let window = words.len().min(WINDOW_WORDS).max(1);
+    let window = words.len().clamp(1, WINDOW_WORDS);
     words.windows(window).any(|window| distinct(window) < MIN_DISTINCT)
 }
 

@@ -356,7 +356,7 @@ fn rows_do_not_depend_on_the_batch() {
                 DemonstrationTokens::new(
                     &token(9 * n + k),
                     &token(500 + 9 * n + k),
-                    weights.label_token(k % 2 == 0),
+                    weights.label_token(k.is_multiple_of(2)),
                 )
             };
             weights.prefix(&(0..n % 5).map(demonstration).collect::<Vec<_>>())
