@@ -356,7 +356,7 @@ fn rows_do_not_depend_on_the_batch() {
                 DemonstrationTokens::new(
                     &token(9 * n + k),
                     &token(500 + 9 * n + k),
-                    weights.label_token(k % 2 == 0),
+                    weights.label_token(k.is_multiple_of(2)),
                 )
             };
             weights.prefix(&(0..n % 5).map(demonstration).collect::<Vec<_>>())
@@ -475,6 +475,18 @@ fn demonstrations_never_see_what_comes_later() {
     assert_eq!(bits(&vector), bits(&world.weights.decode_after(&prefix, &x)));
     assert_eq!(bits(&other_vector), bits(&world.weights.decode_after(&prefix, &other)));
     assert_eq!(prefix, before);
+}
+
+#[test]
+fn a_vector_of_another_width_is_fitted() {
+    let weights = Weights::from_safetensors(&untrained(1, tiny()).unwrap()).unwrap();
+    let vector = |n: i16| (1..=n).map(|i| 1000 * i).collect::<Vec<i16>>();
+    let mut short = vector(9);
+    let fitted = weights.cot_token(&short);
+    short.resize(12, 0);
+    assert_eq!(bits(&fitted), bits(&weights.cot_token(&short)));
+    assert_eq!(bits(&weights.cot_token(&vector(30))), bits(&weights.cot_token(&vector(12))));
+    assert_eq!(bits(&weights.cot_token(&[])), bits(&weights.text_token(&[0.0; 12])));
 }
 
 /// Loads the small golden weights after an edit.
