@@ -13,9 +13,9 @@ const TILE: usize = 32;
 /// Rows that share each load of a weight.
 const ROWS: usize = 4;
 
-/// Outputs of one row within a block of [`ROWS`] rows. 4 x 8 sums fit the 16 vector registers of
-/// any x86-64.
-const STRIP: usize = 8;
+/// Outputs of one row within a block of [`ROWS`] rows: as many as the sums of four rows fit the
+/// registers of the CPU that the build is for. It changes the speed only.
+const STRIP: usize = if cfg!(target_feature = "avx") { 16 } else { 8 };
 
 /// y = W x + b. The sum of output j is b_j, then + x_0 W_j0, then + x_1 W_j1, and so on.
 #[derive(Clone, Debug)]
@@ -82,11 +82,9 @@ impl Linear {
         for ((tile, bias), y) in tiles.zip(y.chunks_mut(TILE)) {
             let mut sums = *bias;
             for (x, weights) in x.iter().zip(tile.as_chunks::<TILE>().0) {
-                for (sum, weight) in sums.iter_mut().zip(weights) {
-                    *sum += x * weight;
-                }
+                axpy(&mut sums, *x, weights);
             }
-            y.copy_from_slice(&sums[..y.len()]);
+            store(y, &sums);
         }
     }
 
@@ -103,24 +101,39 @@ impl Linear {
                 if first >= self.outputs {
                     break;
                 }
-                let mut start = [0.0; STRIP];
-                start.copy_from_slice(&bias[strip * STRIP..(strip + 1) * STRIP]);
-                let mut sums = [start; ROWS];
+                let bias = bias.as_chunks::<STRIP>().0[strip];
+                // One name a row: as an array of arrays they don't stay in registers.
+                let (mut s0, mut s1, mut s2, mut s3) = (bias, bias, bias, bias);
                 let inputs = x0.iter().zip(x1).zip(x2).zip(x3);
                 for ((((x0, x1), x2), x3), weights) in inputs.zip(tile.as_chunks::<TILE>().0) {
                     let weights = &weights.as_chunks::<STRIP>().0[strip];
-                    for (sums, x) in sums.iter_mut().zip([x0, x1, x2, x3]) {
-                        for (sum, weight) in sums.iter_mut().zip(weights) {
-                            *sum += x * weight;
-                        }
-                    }
+                    axpy(&mut s0, *x0, weights);
+                    axpy(&mut s1, *x1, weights);
+                    axpy(&mut s2, *x2, weights);
+                    axpy(&mut s3, *x3, weights);
                 }
-                let width = STRIP.min(self.outputs - first);
-                for (y, sums) in y.chunks_exact_mut(self.outputs).zip(&sums) {
-                    y[first..first + width].copy_from_slice(&sums[..width]);
+                for (y, sums) in y.chunks_exact_mut(self.outputs).zip([s0, s1, s2, s3]) {
+                    store(&mut y[first..], &sums);
                 }
             }
         }
+    }
+}
+
+/// Writes the sums that fit: all but those of padding. A fixed size is a few moves, not a call.
+#[inline(always)]
+fn store<const N: usize>(y: &mut [f32], sums: &[f32; N]) {
+    match y.first_chunk_mut::<N>() {
+        Some(y) => *y = *sums,
+        None => y.copy_from_slice(&sums[..y.len()]),
+    }
+}
+
+/// sums += x · weights.
+#[inline(always)]
+fn axpy<const N: usize>(sums: &mut [f32; N], x: f32, weights: &[f32; N]) {
+    for (sum, weight) in sums.iter_mut().zip(weights) {
+        *sum += x * weight;
     }
 }
 

@@ -477,6 +477,18 @@ fn demonstrations_never_see_what_comes_later() {
     assert_eq!(prefix, before);
 }
 
+#[test]
+fn a_vector_of_another_width_is_fitted() {
+    let weights = Weights::from_safetensors(&untrained(1, tiny()).unwrap()).unwrap();
+    let vector = |n: i16| (1..=n).map(|i| 1000 * i).collect::<Vec<i16>>();
+    let mut short = vector(9);
+    let fitted = weights.cot_token(&short);
+    short.resize(12, 0);
+    assert_eq!(bits(&fitted), bits(&weights.cot_token(&short)));
+    assert_eq!(bits(&weights.cot_token(&vector(30))), bits(&weights.cot_token(&vector(12))));
+    assert_eq!(bits(&weights.cot_token(&[])), bits(&weights.text_token(&[0.0; 12])));
+}
+
 /// Loads the small golden weights after an edit.
 fn edited(edit: impl FnOnce(&mut Vec<(String, Vec<usize>, Vec<f32>)>)) -> Result<Weights, WeightsError> {
     let golden: Golden = serde_json::from_str(include_str!("../../golden/ict.json")).unwrap();

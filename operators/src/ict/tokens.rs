@@ -65,7 +65,6 @@ impl Weights {
     /// the encoder's width against the weights at start.
     pub fn text_token(&self, vector: &[f32]) -> Vec<f32> {
         let width = self.shape.text;
-        debug_assert_eq!(vector.len(), width, "vectors of one encoder have one width");
         let mut hidden = [0.0; TEXT_HIDDEN];
         if vector.len() == width {
             self.text[0].apply(vector, &mut hidden);
