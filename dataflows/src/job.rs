@@ -166,7 +166,13 @@ impl Job {
             sources.push(Source::open(&mut *topics, topic, name, count)?);
         }
         let candidate_partitions = topics.partitions(names.of(Topic::Candidates))?.unwrap_or(1);
-        let judge = Judge::new(semantics.clone(), formats, partitions, candidate_partitions, encoder.id());
+        let judge = Judge::new(
+            semantics.clone(),
+            formats,
+            partitions,
+            candidate_partitions,
+            (encoder.id(), encoder.width()),
+        );
         let requester = Requester::start(
             names,
             partitions,

@@ -15,7 +15,7 @@ use ictflow_operators::vectors::EmbeddingChange;
 use ictflow_schemas::config::Semantics;
 use ictflow_schemas::cot::{CotRecord, CotStatus, parse_topic_key};
 use ictflow_schemas::dead_letter::{DeadLetter, Reason};
-use ictflow_schemas::embedding::Embedding;
+use ictflow_schemas::embedding::{Embedding, EmbeddingStatus};
 use ictflow_schemas::framing::{Digest, unframe};
 use ictflow_schemas::history::Label;
 use ictflow_schemas::topic::{Record, Topic};
@@ -179,6 +179,7 @@ pub struct Judge {
     partitions: Vec<Accept>,
     candidate_partitions: u32,
     encoder: String,
+    width: usize,
     /// Totals since start.
     pub judgements: Judgements,
 }
@@ -203,7 +204,7 @@ impl Judge {
         formats: BTreeMap<Topic, Format>,
         partitions: u32,
         candidate_partitions: u32,
-        encoder: &str,
+        (encoder, width): (&str, usize),
     ) -> Self {
         let judges = (0..partitions).map(|p| Accept::new(semantics.clone(), p, partitions)).collect();
         Judge {
@@ -212,6 +213,7 @@ impl Judge {
             partitions: judges,
             candidate_partitions,
             encoder: encoder.to_owned(),
+            width,
             judgements: Judgements::default(),
         }
     }
@@ -323,7 +325,10 @@ impl Judge {
             return;
         }
         let value = record.value.as_deref().and_then(|value| Embedding::decode(value).ok());
-        let value = value.filter(|value| Some(value.key()) == record.key);
+        // A vector of another width would not compare with the others: its record isn't usable.
+        let fits =
+            |value: &Embedding| value.status == EmbeddingStatus::Failed || value.vector.len() == self.width;
+        let value = value.filter(|value| Some(value.key()) == record.key && fits(value));
         let usable = value.as_ref().and_then(Embedding::usable);
         let vector = usable.and_then(|(_, vector)| vector).map(quantise);
         out.embedded.push(digest);

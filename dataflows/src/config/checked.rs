@@ -296,3 +296,48 @@ pub fn models() -> PathBuf {
         None => PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache").join("ictflow"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn raw(text: &str) -> Raw {
+        toml::from_str(text).unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    #[test]
+    fn the_example_files_parse_and_hold_the_defaults() {
+        for text in [
+            include_str!("../../../deploy/config/local.toml"),
+            include_str!("../../../deploy/config/kafka.toml"),
+        ] {
+            let raw = raw(text);
+            assert_eq!(raw.semantics, Semantics::default());
+            if let Some(kafka) = &raw.topics.kafka {
+                let servers = kafka.bootstrap_servers.clone();
+                let default =
+                    ictflow_connectors::kafka::Config { bootstrap_servers: servers, ..Default::default() };
+                assert_eq!(format!("{kafka:?}"), format!("{default:?}"));
+            }
+            let config = Config::check(raw, None).unwrap_or_else(|e| panic!("{e}"));
+            assert_eq!(config.options.job, "ictflow");
+        }
+    }
+
+    #[test]
+    fn all_problems_are_reported_at_once_and_by_key() {
+        let text = "job = 'a b'\nworkers = 0\n[topics]\nkind = 'kafka'\n[semantics]\ndemonstrations = 3\nmax_future_skew_ms = 700000";
+        let error = Config::check(raw(text), None).unwrap_err().to_string();
+        for key in [
+            "job must",
+            "workers must",
+            "[topics.kafka] is missing",
+            "demonstrations must be even",
+            "max_future_skew_ms",
+        ] {
+            assert!(error.contains(key), "{key} in {error}");
+        }
+        assert!(toml::from_str::<Raw>("wokers = 1").unwrap_err().to_string().contains("wokers"));
+    }
+}
