@@ -6,8 +6,9 @@
 //! dequantised to f32 for the reference test.
 
 use candle_core::quantized::gguf_file::{Content, Value};
-use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
+use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
 use candle_core::{D, DType, Device, Module, Result, Tensor};
+use std::borrow::Cow;
 use std::io::{Read, Seek};
 use std::sync::Arc;
 
@@ -21,25 +22,86 @@ pub enum Weights {
     Full,
 }
 
+/// A weight matrix, `[out, in]`, its columns padded with zeros where that makes it faster.
+#[derive(Clone)]
+struct Matrix {
+    weights: QMatMul,
+    columns: usize,
+    padding: usize,
+}
+
+/// candle's products with 8-bit dot instructions need rows of whole 256s. Measured with AVX-512 VNNI,
+/// they halve the time of a CoT and more, though a third of the columns is then zeros. They round
+/// activations by 256 columns instead of 32: against f32 the divergence (KL) is .019 instead of .006.
+const FAST_COLUMNS: usize = 256;
+
+impl Matrix {
+    fn new(tensor: QTensor) -> Result<Self> {
+        let (rows, columns) = tensor.shape().dims2()?;
+        let padding = columns.next_multiple_of(FAST_COLUMNS) - columns;
+        if padding == 0 || tensor.dtype() != GgmlDType::Q8_0 || !has_dot_instructions() {
+            return Ok(Matrix { weights: QMatMul::from_qtensor(tensor)?, columns, padding: 0 });
+        }
+        // Whole blocks of zeros after each row: the weights stay as they are.
+        let kind = tensor.dtype();
+        let bytes = |columns: usize| columns / kind.block_size() * kind.type_size();
+        let data = tensor.data()?;
+        let mut padded = Vec::with_capacity(rows * bytes(columns + padding));
+        for row in data.chunks_exact(bytes(columns)) {
+            padded.extend_from_slice(row);
+            padded.resize(padded.len() + bytes(padding), 0);
+        }
+        let storage = QStorage::from_data(Cow::Owned(padded), &Device::Cpu, kind)?;
+        let tensor = QTensor::new(storage, (rows, columns + padding))?;
+        Ok(Matrix { weights: QMatMul::from_qtensor(tensor)?, columns, padding })
+    }
+
+    /// The product of `[tokens, in]` with the matrix, `[tokens, out]`.
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match self.padding {
+            0 => self.weights.forward(x),
+            padding => self.weights.forward(&x.pad_with_zeros(D::Minus1, 0, padding)?),
+        }
+    }
+
+    /// The rows of these ids, `[ids, in]`.
+    fn rows(&self, ids: &[u32]) -> Result<Tensor> {
+        self.weights.embedding(&Tensor::new(ids, &Device::Cpu)?)?.narrow(1, 0, self.columns)?.contiguous()
+    }
+}
+
+/// Whether the processor has the instructions for which candle has fast 8-bit products.
+fn has_dot_instructions() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let wide = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni");
+        wide || (is_x86_feature_detected!("avxvnni") && is_x86_feature_detected!("avx2"))
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        false
+    }
+}
+
 /// One block's weights.
 struct Block {
     attention_norm: Tensor,
-    query: QMatMul,
-    key: QMatMul,
-    value: QMatMul,
-    output: QMatMul,
+    query: Matrix,
+    key: Matrix,
+    value: Matrix,
+    output: Matrix,
     feed_norm: Tensor,
-    gate: QMatMul,
-    up: QMatMul,
-    down: QMatMul,
+    gate: Matrix,
+    up: Matrix,
+    down: Matrix,
 }
 
 /// A model: weights and rotary tables. It holds no state of a sequence, so threads can share it.
 pub struct Llama {
-    embedding: QMatMul,
+    embedding: Matrix,
     blocks: Vec<Block>,
     norm: Tensor,
-    head: QMatMul,
+    head: Matrix,
     /// Cosines of the rotary angles, `[positions, head_width / 2]`.
     cos: Tensor,
     /// Sines, of the same shape.
@@ -138,16 +200,19 @@ impl Llama {
         let device = Device::Cpu;
         let mut requantised = false;
         let mut tensor = |name: &str| content.tensor(reader, name, &device);
-        let mut matrix = |tensor: QTensor| -> Result<QMatMul> {
+        let mut matrix = |tensor: QTensor| -> Result<Matrix> {
             match weights {
                 #[cfg(test)]
-                Weights::Full => Ok(QMatMul::Tensor(tensor.dequantize(&device)?)),
+                Weights::Full => {
+                    let (_, columns) = tensor.shape().dims2()?;
+                    Ok(Matrix { weights: QMatMul::Tensor(tensor.dequantize(&device)?), columns, padding: 0 })
+                }
                 Weights::Quantised if tensor.dtype() == GgmlDType::Q4_1 => {
                     requantised = true;
                     let full = tensor.dequantize(&device)?;
-                    QMatMul::from_qtensor(QTensor::quantize(&full, GgmlDType::Q8_0)?)
+                    Matrix::new(QTensor::quantize(&full, GgmlDType::Q8_0)?)
                 }
-                Weights::Quantised => QMatMul::from_qtensor(tensor),
+                Weights::Quantised => Matrix::new(tensor),
             }
         };
 
@@ -259,7 +324,7 @@ impl Llama {
         }
         let (cos, sin) = (self.cos.narrow(0, past, count)?, self.sin.narrow(0, past, count)?);
         let mask = causal_mask(past, count)?;
-        let mut x = self.embedding.embedding(&Tensor::new(tokens, &Device::Cpu)?)?;
+        let mut x = self.embedding.rows(tokens)?;
         for (block, (keys, values)) in self.blocks.iter().zip(&cache.blocks) {
             let y = candle_nn::ops::rms_norm(&x, &block.attention_norm, self.epsilon)?;
             let query = self.rotate(&block.query.forward(&y)?, self.heads, &cos, &sin)?;

@@ -37,8 +37,10 @@ use tokens::Tokens;
 
 /// Tokens of a prompt at most: the head and the request's message.
 pub const MAX_PROMPT_TOKENS: usize = 512;
+/// Tokens of a head at most: what it leaves holds any request's message with the narrowest caps.
+const MAX_HEAD_TOKENS: usize = 400;
 /// Tokens of a sequence at most: the prompt, forced words and gaps.
-pub const MAX_TOKENS: usize = 896;
+pub const MAX_TOKENS: usize = 768;
 
 /// How tokens are chosen. Decimals are text, as the config writes them: they enter content keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -186,6 +188,17 @@ impl Local {
             examples,
             heads: Mutex::new(BTreeMap::new()),
         };
+        // Here, not at each request: those would be journaled as failed for good.
+        for decision in [Label::Positive, Label::Negative] {
+            let head = shared.head(decision)?.len();
+            if head > MAX_HEAD_TOKENS {
+                return Err(Error::fatal(
+                    "cannot use the prompt file",
+                    format!("its {} head has {head} tokens of {MAX_HEAD_TOKENS}", decision.word()),
+                    "shorten its instructions and examples",
+                ));
+            }
+        }
         Local::on(Arc::new(shared))
     }
 
@@ -424,21 +437,22 @@ mod tests {
         let full = Llama::load(&content, &mut reader, Weights::Full, golden.chat.len()).unwrap();
         let mut cache = full.cache().unwrap();
         let logits = full.all_logits(&golden.chat, &mut cache).unwrap();
-        let (mut worst, mut quantised_worst, mut compared) = (0f32, 0f32, 0);
+        let (mut worst, mut compared) = (0f32, 0);
         let local = local();
         let mut cache = local.shared.llama.cache().unwrap();
         let quantised = local.shared.llama.all_logits(&golden.chat, &mut cache).unwrap();
         for GoldenLogits { at, logits: expected } in &golden.positions {
             for (token, value) in expected {
                 worst = worst.max((logits[*at][*token] - value).abs());
-                quantised_worst = quantised_worst.max((quantised[*at][*token] - value).abs());
                 compared += 1;
             }
         }
         assert!(compared > 500, "{compared}");
         assert!(worst < 1e-3, "{worst}");
-        // Rounding of the activations to 8 bits, but the same model.
-        assert!(quantised_worst < 4.0, "{quantised_worst}");
+        // Weights and activations of 8 bits: rounded, but the same model. Measured: .006, and .019
+        // with dot instructions; a wrong layer gives more than 1.
+        let divergence = logits.iter().zip(&quantised).map(|(f, q)| divergence(f, q)).sum::<f64>();
+        assert!(divergence / (logits.len() as f64) < 0.05, "{divergence}");
         // In two chunks, the second on the cache of the first.
         let (head, tail) = golden.chat.split_at(23);
         let mut cache = full.cache().unwrap();
@@ -448,6 +462,14 @@ mod tests {
         let apart = last.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
         assert!(apart < 1e-3, "{apart}");
         assert!(full.logits(&[1], &mut cache).is_err(), "the cache is full");
+    }
+
+    /// The Kullback-Leibler divergence of the distributions of two rows of logits.
+    fn divergence(full: &[f32], other: &[f32]) -> f64 {
+        let log_sum = |row: &[f32]| row.iter().map(|x| f64::from(*x).exp()).sum::<f64>().ln();
+        let (a, b) = (log_sum(full), log_sum(other));
+        let term = |(x, y): (&f32, &f32)| (f64::from(*x) - a).exp() * (f64::from(*x) - a - f64::from(*y) + b);
+        full.iter().zip(other).map(term).sum()
     }
 
     #[test]
@@ -613,6 +635,13 @@ mod tests {
         }
         let missing = Local::open(Path::new("/nowhere/model.gguf"), Prompt::builtin(), &Decoding::default());
         assert!(missing.is_err_and(|e| e.to_string().contains("make models")));
+        let long = include_str!("../prompt.toml").replacen(
+            "system = \"",
+            &format!("system = \"{}", "so ".repeat(99)),
+            1,
+        );
+        let long = Local::from_bytes(file(), Prompt::parse(&long).unwrap(), &Decoding::default());
+        assert!(long.is_err_and(|e| e.to_string().contains("of 400")));
         assert!(Local::from_bytes(b"GGUF", Prompt::builtin(), &Decoding::default()).is_err());
     }
 }
