@@ -1,5 +1,11 @@
 //! Generators of CoT texts behind one trait.
 
+pub mod answer;
+pub mod local;
+pub mod prompt;
+pub mod template;
+pub mod validate;
+
 use crate::Result;
 use ictflow_schemas::cot::CotRequest;
 
