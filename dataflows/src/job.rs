@@ -20,14 +20,14 @@ use ictflow_connectors::encoder::Embed;
 use ictflow_connectors::llm::Generate;
 use ictflow_connectors::llm::validate::Validator;
 use ictflow_connectors::topics::{Topics, Writer};
-use ictflow_connectors::{Error, Result};
+use ictflow_connectors::{Disposition, Error, Result};
 use ictflow_operators::clock::Clock;
 use ictflow_operators::ict::Weights;
 use ictflow_schemas::config::Semantics;
 use ictflow_schemas::demonstration::Demonstration;
 use ictflow_schemas::epoch::{Actives, EpochRecord, Progress, WRITER_VERSION, config_digest};
 use ictflow_schemas::framing::Digest;
-use ictflow_schemas::topic::Topic;
+use ictflow_schemas::topic::{NewRecord, Topic};
 use ictflow_schemas::wire::{Format, Wire};
 use ictflow_schemas::{Millis, NO_TIME};
 use std::collections::{BTreeMap, BTreeSet};
@@ -98,6 +98,8 @@ pub struct Job {
     publish: bool,
     caught_up: bool,
     ends_at_start: BTreeMap<Topic, Vec<i64>>,
+    /// Answers that came and aren't on their logs yet: they were paid for, so none is dropped.
+    unjournaled: Vec<NewRecord>,
     demonstrations: BTreeSet<Arc<Demonstration>>,
     failed: BTreeSet<Digest>,
     history_users: isize,
@@ -200,6 +202,7 @@ impl Job {
             publish: progress.is_some_and(|progress| progress.publishing),
             caught_up: false,
             ends_at_start,
+            unjournaled: Vec::new(),
             demonstrations: BTreeSet::new(),
             failed: BTreeSet::new(),
             history_users: 0,
@@ -240,11 +243,19 @@ impl Job {
     /// # Errors
     /// Those of [`Job::step`].
     pub fn journal(&mut self) -> Result<usize> {
-        let records = self.requester.pump(&self.texts)?;
-        if !records.is_empty() {
-            self.topics.append(&records)?;
+        self.unjournaled.extend(self.requester.pump(&self.texts)?);
+        if self.unjournaled.is_empty() {
+            return Ok(0);
         }
-        Ok(records.len())
+        match self.topics.append(&self.unjournaled) {
+            Ok(()) => Ok(std::mem::take(&mut self.unjournaled).len()),
+            // A record that was written all the same is written again: the greatest offset stands.
+            Err(Error { disposition: Disposition::Retry { .. }, context, detail, .. }) => {
+                tracing::warn!(context, detail, "answers couldn't be journaled, trying again");
+                Ok(0)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// The first epoch of a job: everything but the interactions, up to the ends at start.
@@ -415,7 +426,7 @@ impl Job {
     /// # Errors
     /// `Fatal` where the ends of the logs can't be read.
     pub fn idle(&mut self) -> Result<bool> {
-        let asked = self.options.generate && !self.requester.idle();
+        let asked = self.options.generate && (!self.requester.idle() || !self.unjournaled.is_empty());
         if asked || !self.caught_up || self.sources.iter().any(|source| source.waiting() > 0) {
             return Ok(false);
         }

@@ -70,6 +70,7 @@ impl Reporter {
                     job.demonstrations().len(),
                     requester.unembedded()
                 ));
+                bars.input.set_length(bars.input.length().unwrap_or_default().max(events));
                 bars.input.set_position(events);
                 bars.cots.set_length(wanted as u64);
                 bars.cots.set_position(answered as u64);

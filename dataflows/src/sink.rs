@@ -69,8 +69,8 @@ pub struct Sink {
     publishing: bool,
     /// Examples as a replay recomputes them, by key: those not final at the committed epoch.
     rebuilt: Option<Rebuilt>,
-    /// Distinct examples published by this process, for the accounting.
-    examples: HashSet<[u8; 16]>,
+    /// Examples that came into being less those that went, for the accounting.
+    examples: isize,
 }
 
 /// Examples while a replay runs.
@@ -135,7 +135,7 @@ impl Sink {
             waiting: HashSet::new(),
             publishing: false,
             rebuilt,
-            examples: HashSet::new(),
+            examples: 0,
         })
     }
 
@@ -254,6 +254,7 @@ impl Sink {
 
     fn examples(&mut self, changes: &Changes<Arc<Example>>, records: &mut Vec<NewRecord>) {
         let topic = self.names.of(Topic::Examples).to_owned();
+        self.examples += changes.iter().map(|(_, diff)| diff).sum::<isize>();
         let mut net: BTreeMap<Vec<u8>, (u32, Option<Vec<u8>>)> = BTreeMap::new();
         for (example, diff) in changes {
             let place = net.entry(example.identity.frame().into_bytes()).or_insert((example.partition, None));
@@ -277,13 +278,6 @@ impl Sink {
             }
         }
         for (key, (partition, value)) in net {
-            let mut digest = [0; 16];
-            digest.copy_from_slice(&blake3::hash(&key).as_bytes()[..16]);
-            if value.is_some() {
-                self.examples.insert(digest)
-            } else {
-                self.examples.remove(&digest)
-            };
             records.push(record(&topic, partition, key, value));
         }
     }
@@ -303,9 +297,9 @@ impl Sink {
         self.standing.len() + self.waiting.len()
     }
 
-    /// Examples that this process published and that stand.
-    pub fn examples_published(&self) -> usize {
-        self.examples.len()
+    /// Examples that stand, of those that came since this process committed its first epoch.
+    pub fn examples_published(&self) -> isize {
+        self.examples
     }
 
     /// Whether features are published by now.

@@ -26,7 +26,7 @@ pub struct Summary {
     /// Tombstones on `features`.
     pub retractions: u64,
     /// Distinct examples published.
-    pub examples: usize,
+    pub examples: isize,
     /// Demonstrations in the pool.
     pub demonstrations: usize,
     /// Those labelled 1.

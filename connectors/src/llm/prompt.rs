@@ -31,7 +31,7 @@ pub struct Caps {
 pub const CAPS: [Caps; 3] = [
     Caps { title: 72, genre: 24, about: 120 },
     Caps { title: 36, genre: 16, about: 48 },
-    Caps { title: 16, genre: 8, about: 0 },
+    Caps { title: 8, genre: 4, about: 0 },
 ];
 /// Genres named for a taste.
 const TASTE_GENRES: usize = 2;
