@@ -79,7 +79,7 @@ fn main() -> Fallible<()> {
     println!("{tokens_in} tokens in, {tokens_out} out; quality {:.3}", quality / records.len().max(1) as f64);
     println!("(attempts, finish): {attempts:?}");
 
-    let mut encoder = MiniLm::open(&cache.join("encoder"))?;
+    let mut encoder = MiniLm::load(&cache.join("encoder"))?;
     let texts: Vec<String> = items.into_iter().take(300).collect();
     let begin = Instant::now();
     encoder.embed(&texts)?;
