@@ -1,11 +1,16 @@
 # Two commands do all the set-up: `make demo` and `make test`.
 
+# Small products lose more by threads waiting for each other than they gain.
 export RAYON_NUM_THREADS ?= 1
+export CANDLE_NUM_THREADS ?= 1
 export ICTFLOW_MODELS ?= $(HOME)/.cache/ictflow
 export ICTFLOW_PYTHON ?= $(HOME)/.cache/ictflow/python/bin/python
 CARGO ?= cargo
+BINARY = $(or $(CARGO_TARGET_DIR),target)/release/ictflow
 
 .PHONY: help demo demo-again test build models tools toolchain lint unit suite oracle doc
+# The prerequisites of a target run one after the other, also under -j: cargo is parallel by itself.
+.NOTPARALLEL:
 
 help:
 	@echo "make demo        MovieLens-100K as streams through the whole pipeline (about 5 minutes after the build)"
@@ -13,18 +18,19 @@ help:
 	@echo "make test        lints, unit tests, the end-to-end suite on a real Kafka, the oracle's own tests"
 	@echo "make build       the binary, target/release/ictflow"
 	@echo "make doc         the code's documentation"
+	@echo "Parts: models, tools and toolchain set up; lint, unit, suite and oracle test."
 
 demo: build models
-	target/release/ictflow demo
+	$(BINARY) demo
 
-demo-again: build
-	target/release/ictflow demo --again
+demo-again: build models
+	$(BINARY) demo --again
 
 build: toolchain
 	$(CARGO) build --release --locked -p ictflow-dataflows
 
 # The LLM, the encoder and the sample data, as packages by name, checked by SHA-256.
-models:
+models: toolchain
 	@deploy/models.sh
 
 # What only the tests need: a JDK and Maven with the Kafka jars, kcat, the oracle's Python packages.
@@ -32,16 +38,26 @@ tools:
 	@deploy/test-tools.sh
 	@deploy/kafka-jars.sh >/dev/null
 
+# What every build needs: compilers, Python, Rust. Checked each time, installed where missing.
 toolchain:
 	@deploy/toolchain.sh
 
-test: toolchain models tools lint unit suite oracle
-	@echo "all tests passed"
+PHASES = toolchain tools models lint unit suite oracle
 
-lint:
+test:
+	@begun=$$(date +%s); times=''; \
+	for phase in $(PHASES); do \
+		echo "test: $$phase"; started=$$(date +%s); \
+		$(MAKE) --no-print-directory $$phase || { echo "test: failed in $$phase"; exit 1; }; \
+		times="$$times $$phase $$(($$(date +%s) - started)) s,"; \
+	done; \
+	echo "test: passed in $$(($$(date +%s) - begun)) s:$${times%,}"
+
+lint: toolchain
+	@for script in deploy/*.sh; do sh -n $$script || exit 1; done
+	@bash -n .ci/run
 	$(CARGO) fmt --all -- --check
 	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
-	@for script in deploy/*.sh; do sh -n $$script || exit 1; done
 
 unit:
 	$(CARGO) test --release --locked --workspace --exclude ictflow-tests
@@ -50,7 +66,7 @@ suite:
 	$(CARGO) test --release --locked -p ictflow-tests
 
 oracle:
-	$(ICTFLOW_PYTHON) -m pytest -q tests/oracle
+	$(ICTFLOW_PYTHON) -m pytest -q -p no:cacheprovider tests/oracle
 
 doc:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --workspace --no-deps

@@ -6,19 +6,24 @@
 
 What a subscriber has to do, and why:
   * read_committed: an epoch is one transaction; what an aborted one wrote must stay unseen;
+  * from the beginning: the topic is compacted, so the newest vector of every live pair stands on it;
   * a record is an upsert of its key (user, item), a null value a tombstone: the pair isn't live any more;
   * (key, epoch, substep) from the headers names a record: a broker that shows one twice does no harm.
 
-Needs `confluent-kafka` and `fastavro` for Kafka, nothing for `--stdin`.
+Prints a line for every change and the number of live pairs at the end. Needs `confluent-kafka` and
+`fastavro` for Kafka, nothing for `--stdin`.
 """
 
 import argparse
+import io
 import json
+import os
 import struct
 import sys
 from pathlib import Path
 
-SCHEMA = Path(__file__).resolve().parent.parent / "schemas" / "wire" / "features.v1.avsc"
+WIRE = Path(__file__).resolve().parent.parent / "schemas" / "wire"
+MARKER = b"\xc3\x01"
 
 
 def parts(key):
@@ -26,17 +31,43 @@ def parts(key):
     out, at = [], 0
     while at < len(key):
         (length,) = struct.unpack_from(">I", key, at)
-        out.append(key[at + 4 : at + 4 + length].decode())
-        at += 4 + length
+        at += 4
+        if at + length > len(key):
+            raise ValueError(f"a key that is no frame: {key.hex()}")
+        out.append(key[at : at + length].decode())
+        at += length
     return tuple(out)
+
+
+class Values:
+    """Single-object Avro: the marker C3 01, the writer schema's fingerprint (8 bytes), the datum."""
+
+    def __init__(self):
+        import fastavro
+        from fastavro.schema import fingerprint, to_parsing_canonical_form
+
+        self.read = fastavro.schemaless_reader
+        self.versions, self.newest = {}, None
+        files = WIRE.glob("features.v*.avsc")
+        for file in sorted(files, key=lambda file: int(file.name.split(".")[1][1:])):
+            schema = json.loads(file.read_text())
+            self.newest = fastavro.parse_schema(schema)
+            mark = bytes.fromhex(fingerprint(to_parsing_canonical_form(schema), "CRC-64-AVRO"))
+            self.versions[mark] = self.newest
+
+    def decode(self, value):
+        """A value of any version, as the newest one."""
+        schema = self.versions.get(value[2:10])
+        if value[:2] != MARKER or schema is None:
+            raise ValueError(f"a value with another framing or a newer schema: it starts with {value[:10].hex()}")
+        return self.read(io.BytesIO(value[10:]), schema, self.newest)
 
 
 def from_kafka(bootstrap, topic, until_end):
     """(key, value, headers) of committed records, from the beginning."""
-    import fastavro
-    from confluent_kafka import Consumer, KafkaError, TopicPartition
+    from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
-    schema = fastavro.parse_schema(json.loads(SCHEMA.read_text()))
+    values = Values()
     consumer = Consumer(
         {
             "bootstrap.servers": bootstrap,
@@ -44,38 +75,69 @@ def from_kafka(bootstrap, topic, until_end):
             "isolation.level": "read_committed",
             "enable.auto.commit": False,
             "enable.partition.eof": True,
+            "auto.offset.reset": "earliest",
         }
     )
-    partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
-    consumer.assign([TopicPartition(topic, p, 0) for p in partitions])
+    try:
+        found = consumer.list_topics(topic, timeout=10).topics[topic]
+    except KafkaException as error:
+        raise ValueError(f"{bootstrap}: {error}") from error
+    if found.error:
+        raise ValueError(f"topic {topic}: {found.error}")
+    consumer.assign([TopicPartition(topic, p, OFFSET_BEGINNING) for p in found.partitions])
     ended = set()
-    while not (until_end and len(ended) == len(partitions)):
-        message = consumer.poll(1.0)
-        if message is None:
-            continue
-        if message.error():
-            if message.error().code() != KafkaError._PARTITION_EOF:
-                sys.exit(f"reader: {message.error()}")
-            ended.add(message.partition())
-            continue
-        value = message.value()
-        if value is not None:
-            # Single-object Avro: the marker C3 01, the schema's fingerprint, the datum.
-            if value[:2] != b"\xc3\x01":
-                sys.exit("reader: a value without the single-object marker: is a registry configured?")
-            from io import BytesIO
-
-            value = fastavro.schemaless_reader(BytesIO(value[10:]), schema)
-        headers = {name: text.decode() for name, text in message.headers() or []}
-        yield parts(message.key()), value, headers
-    consumer.close()
+    try:
+        while not (until_end and len(ended) == len(found.partitions)):
+            message = consumer.poll(1.0)
+            if message is None:
+                continue
+            if message.error():
+                if message.error().code() == KafkaError._PARTITION_EOF:
+                    ended.add(message.partition())
+                elif message.error().fatal():
+                    raise ValueError(message.error())
+                else:
+                    # The client library tries again by itself.
+                    print(f"reader: {message.error()}", file=sys.stderr)
+                continue
+            value = message.value()
+            headers = {name: text.decode() for name, text in message.headers() or []}
+            yield parts(message.key()), None if value is None else values.decode(value), headers
+    finally:
+        consumer.close()
 
 
 def from_lines(lines):
     """The same from the output of `ictflow tail`."""
     for line in lines:
         record = json.loads(line)
+        if not isinstance(record["key"], list) or "undecodable" in record:
+            raise ValueError(f"not a record of features: {line.strip()}")
         yield tuple(record["key"]), record["value"], record["headers"]
+
+
+def run(options):
+    records = from_lines(sys.stdin) if options.stdin else from_kafka(options.bootstrap, options.topic, options.until_end)
+    vectors, newest = {}, {}
+    try:
+        for key, value, headers in records:
+            if "ictflow-epoch" not in headers:
+                raise ValueError(f"a record that ictflow didn't publish: key {key}")
+            place = (int(headers["ictflow-epoch"]), int(headers["ictflow-substep"]))
+            if newest.get(key, (-1, -1)) >= place:
+                continue
+            newest[key] = place
+            if value is None:
+                vectors.pop(key, None)
+            else:
+                vectors[key] = value["ict"]
+            if not options.quiet:
+                status = "gone" if value is None else f"{value['cot_status']}, k {value['k']}, {len(value['ict'])} values"
+                print(f"epoch {place[0]}: user {key[0]} item {key[1]}: {status}")
+    except KeyboardInterrupt:
+        pass
+    print(json.dumps({"live": len(vectors), "seen": len(newest)}))
+    sys.stdout.flush()
 
 
 def main():
@@ -85,22 +147,13 @@ def main():
     options.add_argument("--until-end", action="store_true", help="stop at the end of every partition")
     options.add_argument("--stdin", action="store_true", help="read lines of `ictflow tail`")
     options.add_argument("--quiet", action="store_true", help="print the last state only")
-    options = options.parse_args()
-    records = from_lines(sys.stdin) if options.stdin else from_kafka(options.bootstrap, options.topic, options.until_end)
-    vectors, newest = {}, {}
-    for key, value, headers in records:
-        place = (int(headers["ictflow-epoch"]), int(headers["ictflow-substep"]))
-        if newest.get(key, (-1, -1)) >= place:
-            continue
-        newest[key] = place
-        if value is None:
-            vectors.pop(key, None)
-        else:
-            vectors[key] = value["ict"]
-        if not options.quiet:
-            status = "gone" if value is None else f"{value['cot_status']}, k {value['k']}, |v| {len(value['ict'])}"
-            print(f"epoch {place[0]}: user {key[0]} item {key[1]}: {status}")
-    print(json.dumps({"live": len(vectors), "seen": len(newest)}))
+    try:
+        run(options.parse_args())
+    except BrokenPipeError:
+        # Whoever read our lines has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except (ImportError, ValueError) as error:
+        sys.exit(f"reader: {error}")
 
 
 if __name__ == "__main__":
