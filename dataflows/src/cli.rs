@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand};
 use ictflow_connectors::{Error, Result};
 use ictflow_schemas::topic::Topic;
 use ictflow_schemas::wire::Format;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 /// Streams of interactions and items in, ICT feature vectors out.
 #[derive(Debug, Parser)]
-#[command(name = "ictflow", version, about)]
+#[command(name = "ictflow", version, about = "Streams of interactions and items in, ICT feature vectors out")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -54,7 +54,10 @@ impl Store {
     fn config(&self) -> Result<Config> {
         match (&self.config, &self.state) {
             (Some(path), _) => Config::read(path),
-            (None, Some(state)) => Config::check(Raw { state: Some(state.clone()), ..Raw::default() }, None),
+            (None, Some(state)) => {
+                let files = InputFiles::of_state(state)?;
+                Config::check(Raw { state: Some(state.clone()), ..Raw::default() }, files)
+            }
             (None, None) => {
                 Err(Error::fatal("find the job", "no configuration", "give --config FILE or --state DIR"))
             }
@@ -121,7 +124,8 @@ pub fn run() -> ExitCode {
     let cli = Cli::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("ICTFLOW_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let ansi = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr).init();
     let result = match cli.command {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Explain(arguments) => explain(&arguments),

@@ -20,6 +20,7 @@ use ictflow_operators::ict::{Shape, Weights, untrained};
 use ictflow_schemas::config::Semantics;
 use ictflow_schemas::topic::Topic;
 use ictflow_schemas::wire::Format;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,8 +35,11 @@ const MAX_WORKERS: usize = 256;
 /// The most events of one epoch: its records are in memory several times over.
 const MAX_EPOCH_EVENTS: usize = 1_000_000;
 
+/// The file of the state folder that remembers the input files.
+const INPUTS_FILE: &str = "inputs.json";
+
 /// Input files in the place of topics.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct InputFiles {
     /// Lines of `interactions`.
     pub interactions: PathBuf,
@@ -45,6 +49,40 @@ pub struct InputFiles {
     pub candidates: Option<PathBuf>,
     /// Whether the files are still being written.
     pub follow: bool,
+}
+
+impl InputFiles {
+    /// The input files of the job that ran in a state folder, so that `tail` and `explain` find them;
+    /// `None` where it ran on topics.
+    ///
+    /// # Errors
+    /// `Fatal` where the note can't be read.
+    pub fn of_state(state: &Path) -> Result<Option<Self>> {
+        let path = state.join(INPUTS_FILE);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let failed =
+            |e: String| Error::fatal(format!("read {}", path.display()), e, "run the job on its files again");
+        let text = std::fs::read_to_string(&path).map_err(|e| failed(e.to_string()))?;
+        serde_json::from_str(&text).map(Some).map_err(|e| failed(e.to_string()))
+    }
+
+    fn remember(&self, state: &Path) -> Result<()> {
+        let path = state.join(INPUTS_FILE);
+        // The later command may run in another folder.
+        let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
+        let inputs = InputFiles {
+            interactions: absolute(&self.interactions),
+            items: absolute(&self.items),
+            candidates: self.candidates.as_ref().map(absolute),
+            follow: self.follow,
+        };
+        let text = serde_json::to_string_pretty(&inputs).unwrap_or_default();
+        std::fs::write(&path, text).map_err(|e| {
+            Error::fatal(format!("write {}", path.display()), e, "the state folder must be writable")
+        })
+    }
 }
 
 /// A checked configuration.
@@ -162,7 +200,11 @@ impl Config {
             let mut inputs =
                 vec![input(Topic::Interactions, &files.interactions), input(Topic::Items, &files.items)];
             inputs.extend(files.candidates.as_ref().map(|path| input(Topic::Candidates, path)));
+            if read_only {
+                return Ok(Box::new(Files::open_read_only(&inputs, &self.state, files.follow)?));
+            }
             self.make_state()?;
+            files.remember(&self.state)?;
             return Ok(Box::new(Files::open(&inputs, &self.state, files.follow)?));
         }
         let file = self.raw.topics.file.clone().unwrap_or_else(|| self.state.join(local::FILE_NAME));
