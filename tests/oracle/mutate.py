@@ -34,6 +34,9 @@ DAY = 24 * HOUR
 LATENESS = 10 * MINUTE
 SKEW = 5 * MINUTE
 WINDOW = 30 * MINUTE
+AHEAD = 20 * MINUTE  # the clock of a producer that is ahead: its refused records must not carry the maximum
+LAST_HOURS = 21 * HOUR  # with CLOSING still within pair_ttl
+CLOSING = 2 * HOUR  # how long after the last rating the stream ends
 MAX_CANDIDATES = 1_000
 BLOCK = 1_000  # ratings between two rounds of candidate sets
 OTHERS = 20  # items beside those rated, and of the last sets
@@ -118,6 +121,7 @@ class Mutator:
         self.max_window_events = max_window_events
         self.mutations = mutations
         self.script = Script()
+        self.times = [row[0] for row in ratings]
         self.begin = ratings[0][0]
         self.end = ratings[-1][0]
         self.seen = defaultdict(set)
@@ -149,7 +153,9 @@ class Mutator:
             self.unreadable_events()
             self.misrouted_events()
             self.bursts()
+            self.twins()
             self.last_day()
+            self.boundaries_at_the_head()
         self.last_sets()
         return self.script
 
@@ -242,9 +248,10 @@ class Mutator:
         for count in range(self.often(0.001)):
             n = self.random.randrange(len(self.ratings))
             time, user, item, _ = self.ratings[n]
-            ahead = SKEW + self.random.choice([1, 1000, HOUR])
+            stamp = time + self.random.choice([0, AHEAD])
+            ahead = stamp - time + SKEW + self.random.choice([1, 1000, HOUR])
             value = event(f"f{count}", user, item, "click", time + ahead)
-            self.script.put(time, n, "interactions", user, value, 5)
+            self.script.put(time, n, "interactions", user, value, 5, stamp)
             if self.chance(0.3):  # and again when its time has come
                 self.script.put(time + ahead, n, "interactions", user, value, 5)
         for count in range(self.often(0.001)):
@@ -298,8 +305,9 @@ class Mutator:
             for count in range(self.often(0.0003)):
                 n = self.random.randrange(len(self.ratings))
                 time, user, item, _ = self.ratings[n]
-                key, value, raw = spoil(sort, event(f"u-{sort}-{count}", user, item, "click", time))
-                self.script.put(time, n, "interactions", key, value, 6, raw=raw)
+                stamp = time + self.random.choice([0, AHEAD])
+                key, value, raw = spoil(sort, event(f"u-{sort}-{count}", user, item, "click", stamp))
+                self.script.put(time, n, "interactions", key, value, 6, stamp, raw=raw)
 
     def misrouted_events(self):
         if self.partitions < 2:
@@ -308,8 +316,9 @@ class Mutator:
             n = self.random.randrange(len(self.ratings))
             time, user, item, _ = self.ratings[n]
             wrong = (self.home[user] + self.random.randint(1, self.partitions - 1)) % self.partitions
-            value = event(f"m{count}", user, item, "click", time)
-            self.script.put(time, n, "interactions", user, value, 7, partition=wrong)
+            stamp = time + self.random.choice([0, AHEAD])
+            value = event(f"m{count}", user, item, "click", stamp)
+            self.script.put(time, n, "interactions", user, value, 7, stamp, partition=wrong)
 
     def bursts(self):
         """A user with more events within the lateness window than `max_window_events`."""
@@ -322,17 +331,68 @@ class Mutator:
                 value = event(f"w{count}-{k}", user, self.random.choice(self.names), kind, at, amount)
                 self.script.put(at, n, "interactions", user, value, 4)
 
+    def extra(self, event_id, user, item, kind, time, **more):
+        """An event of its own, delivered at its time."""
+        n = bisect_right(self.times, time)
+        self.script.put(time, n, "interactions", user, event(event_id, user, item, kind, time, **more), 3)
+
+    def twins(self):
+        """Examples that agree in all but their id: equal scores, decided by label time and then by point id."""
+        low = bisect_right(self.times, self.end - 20 * DAY)
+        for count in range(30):
+            time, user, _, _ = self.ratings[self.random.randrange(low, len(self.ratings))]
+            liked, shown = self.random.sample(sorted(set(self.names) - self.seen[user]), 2)
+            for k in range(24):
+                self.extra(f"t{count}-{k}", user, liked, "like", time + SECOND)
+                self.extra(f"t{count}-i{k}", user, shown, "impression", time + SECOND)
+                at = time + (2 + k % 3) * SECOND
+                self.extra(f"t{count}-o{k}", user, shown, "like", at, impression_id=f"t{count}-i{k}")
+
+    def new_item(self, user):
+        return self.random.choice([name for name in self.names if name not in self.seen.get(user, ())])
+
     def last_day(self):
-        """Impressions that nobody answered: of the last day, of the last minutes, and of users without a history."""
+        """Impressions that nobody answered: of the last day, and of users without a history."""
         users = sorted(self.seen)
-        newcomers = [f"new{k}" for k in range(40)]
-        rows = [(self.random.choice(users), self.random.randint(30 * MINUTE, 23 * HOUR)) for _ in range(80)]
-        rows += [(self.random.choice(users), self.random.randint(0, 29 * MINUTE)) for _ in range(60)]
-        rows += [(user, self.random.randint(0, 20 * HOUR)) for user in newcomers]
+        rows = [(self.random.choice(users), self.random.randint(30 * MINUTE, 21 * HOUR)) for _ in range(80)]
+        rows += [(f"new{k}", self.random.randint(0, 20 * HOUR)) for k in range(40)]
         for count, (user, ago) in enumerate(rows):
-            item = self.random.choice([name for name in self.names if name not in self.seen.get(user, ())])
-            time = max(self.begin, self.end - ago)
-            self.script.put(time, len(self.ratings), "interactions", user, event(f"z{count}", user, item, "impression", time))
+            self.extra(f"z{count}", user, self.new_item(user), "impression", max(self.begin, self.end - ago))
+
+    def boundaries_at_the_head(self):
+        """Every partition ends at a time of its own, with events at just the edges that the end decides.
+
+        The edges: an attribution window that ends at the partition's maximum; a pair, a set and an example whose
+        ttl ends at the event clock; an outcome at just a set's computed_at.
+        """
+        users = defaultdict(list)
+        for user in sorted(self.seen):
+            users[self.home[user]].append(user)
+        closing = {home: self.end + CLOSING - 7 * MINUTE * rank for rank, home in enumerate(sorted(users))}
+        clock = max(closing.values())
+        for home, time in closing.items():
+            mine = users[home]
+            self.extra(f"end{home}", mine[0], self.names[0], "click", time)
+            for k in range(24):
+                user = self.random.choice(mine)
+                ago = [WINDOW, WINDOW + 1, self.random.randint(0, WINDOW - 1)][k % 3]
+                self.extra(f"e{home}-{k}", user, self.new_item(user), "impression", time - ago)
+            for k in range(16):
+                user = self.random.choice(mine)
+                at = clock - DAY - k % 2
+                self.extra(f"ttl{home}-{k}", user, self.new_item(user), "impression", max(self.begin, at))
+            old = clock - 30 * DAY
+            known = sorted({row[1] for row in self.ratings[: bisect_right(self.times, old - DAY)]} & set(mine))
+            for k in range(400 if known else 0):
+                user = self.random.choice(known)
+                self.extra(f"old{home}-{k}", user, self.random.choice(self.names), "click", old - k % 2)
+        for k in range(24):
+            user, item, other = f"edge{k}", *self.random.sample(self.names, 2)
+            home = partition_of(user.encode(), self.partitions)
+            time = closing.get(home, clock) - HOUR
+            self.extra(f"edge{k}", user, item, "click", time)
+            self.put_set(self.end, len(self.ratings) + 1, user, time - k % 2, [item, other])
+            self.put_set(self.end, len(self.ratings) + 1, f"worn{k}", clock - DAY - k % 2, [item, other])
 
     # --- items ------------------------------------------------------------------------------------------------
 
@@ -471,7 +531,7 @@ class Mutator:
             left_out, withdrawn = set(few[::2]), set(few[1::2])
         last, month = defaultdict(list), defaultdict(list)
         for time, user, item, _ in self.ratings:
-            if time > self.end - 23 * HOUR:
+            if time > self.end - LAST_HOURS:
                 last[user].append(item)
             if time > self.end - 30 * DAY:
                 month[user].append(item)
@@ -479,7 +539,7 @@ class Mutator:
             offered, computed_at = self.unseen(user, OTHERS), self.end
             if self.mutations:
                 if user in last:  # a set from before the last day's outcomes
-                    offered, computed_at = [*offered, *last[user][:900]], self.end - 23 * HOUR
+                    offered, computed_at = [*offered, *last[user][:900]], self.end - LAST_HOURS
                 elif user in left_out:
                     continue
                 elif user in withdrawn:

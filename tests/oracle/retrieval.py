@@ -129,6 +129,8 @@ def retrieve(world):
             hits["use_fresh" if demonstrations[column].fresh else "use_stale"] += 1
             if at and row[at - 1][1] == score:
                 hits["equal_scores_in_one_feature"] += 1
+                same = demonstrations[column].label_time == demonstrations[row[at - 1][0]].label_time
+                hits["order_by_point_id" if same else "order_by_label_time"] += 1
     return used
 
 

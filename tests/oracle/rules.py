@@ -652,6 +652,7 @@ class World:
                 continue
             hits[f"eligible_{sort}"] += 1
             self.eligible.append((example, self.key_of(example)))
+        hits["content_key_shared"] = len(self.eligible) - len({key for _, key in self.eligible})
 
     def _place_demonstrations(self):
         hits, actives = self.hits, self.actives
