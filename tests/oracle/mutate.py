@@ -84,7 +84,7 @@ class Script:
     def put(self, when, major, topic, key, value, minor=0, stamp="when", raw=None, partition=None):
         row = {"topic": topic, "key": key, "value": value, "timestamp": when if stamp == "when" else stamp}
         if raw is not None:
-            row["raw"] = raw.hex()
+            row["raw"], row["value"] = raw.hex(), None
         if partition is not None:
             row["partition"] = partition
         self.rows.append((when, major, minor, len(self.rows), row))
@@ -495,6 +495,12 @@ class Mutator:
         value = None if offered is None else {"computed_at": computed_at, "items": offered}
         self.script.put(when, major, "candidates", user, value, minor, **more)
 
+    def raw_set(self):
+        return self.random.choice([b"", b"\xff" * 14, b'{"computed_at": 1', b'{"items": ["1"]}'])
+
+    def too_many(self):
+        return self.random.choices(self.names, k=MAX_CANDIDATES + 1)
+
     def spoil_set(self, block, start, user, offered):
         n = self.random.randrange(len(block))
         when, major = block[n][0], start + n
@@ -504,13 +510,11 @@ class Mutator:
         elif draw < 0.06:
             self.put_set(when, major, user, when, None)
         elif draw < 0.08:
-            many = self.random.choices(self.names, k=MAX_CANDIDATES + 1)
-            self.put_set(when, major, user, when, many)
+            self.put_set(when, major, user, when, self.too_many())
         elif draw < 0.10:
             sort = self.random.randrange(4)
             if sort == 0:
-                raw = self.random.choice([b"", b"\xff" * 14, b'{"computed_at": 1', b'{"items": ["1"]}'])
-                self.put_set(when, major, user, when, None, raw=raw)
+                self.put_set(when, major, user, when, None, raw=self.raw_set())
             elif sort == 1:
                 self.put_set(when, major, user, when, [*offered, ""])
             elif sort == 2:
@@ -549,6 +553,11 @@ class Mutator:
                 elif self.chance(0.05):
                     offered = [*offered, offered[0]]
             self.put_set(self.end, len(self.ratings) + 1, user, computed_at, offered)
+            if self.mutations and self.chance(0.12):  # what comes after it is refused, so it stays
+                sort = self.random.randrange(3)
+                offered = self.too_many() if sort == 0 else [*self.unseen(user, 5), ""]
+                raw = self.raw_set() if sort == 1 else None
+                self.put_set(self.end, len(self.ratings) + 2, user, self.end, offered, raw=raw)
 
 
 def build(folder, events=None, seed=1, partitions=3, max_window_events=250, mutations=True):

@@ -818,7 +818,7 @@ FAULTS = {
     "an answer that is gone": ("features: demonstrations", on_rows("cot", lambda rows: [])),
     "a vector that is gone": ("features: extra", on_rows("embeddings", lambda rows: rows[150:])),
     "an item that is gone": ("features: ", on_rows("items", lambda rows: rows[:100])),
-    "a set that is gone": ("features: extra", on_rows("candidates", lambda rows: rows[:-40])),
+    "a set that is gone": ("features: extra", on_rows("candidates", lambda rows: rows[:-80])),
 }
 
 
