@@ -195,6 +195,14 @@ fn run_job(arguments: &Run) -> Result<()> {
         reporter.report(&job);
     }
     reporter.finish(&job);
+    let judged = job.judgements();
+    let refused: Vec<String> =
+        judged.dead_letters.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
+    let refused = if refused.is_empty() { "none".to_owned() } else { refused.join(", ") };
+    eprintln!(
+        "run: {} of {} interactions accepted, dead letters: {refused}",
+        judged.accepted, judged.interactions
+    );
     let summary = Summary::of(&job, started.elapsed().as_secs_f64());
     if let Some(path) = &arguments.summary {
         demo::write_json(path, &summary)?;
@@ -264,7 +272,7 @@ fn explain(arguments: &Explain) -> Result<()> {
     let config = arguments.store.config()?;
     let mut topics = config.topics(true)?;
     let items = config.formats().get(&Topic::Items).copied().unwrap_or(Format::Avro);
-    let lineage = Lineage::read(&mut *topics, &config.options.names, items)?;
+    let lineage = Lineage::read(&mut *topics, &config.options.names, &config.options.job, items)?;
     match lineage.explain(&arguments.user, &arguments.item) {
         Some(text) => {
             print!("{text}");

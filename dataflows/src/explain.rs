@@ -36,11 +36,13 @@ impl Lineage {
     ///
     /// # Errors
     /// `Fatal` where a topic can't be read or the job never closed an epoch.
-    pub fn read(topics: &mut dyn Topics, names: &Names, items: Format) -> Result<Self> {
+    pub fn read(topics: &mut dyn Topics, names: &Names, job: &str, items: Format) -> Result<Self> {
         let mut newest: Option<EpochRecord> = None;
         let mut prompt_history = Semantics::default().prompt_history;
         read_whole(topics, names.of(Topic::Epochs), |record| {
-            if let Some(Ok(epoch)) = record.value.as_deref().map(EpochRecord::decode) {
+            if let Some(Ok(epoch)) = record.value.as_deref().map(EpochRecord::decode)
+                && epoch.job == job
+            {
                 if let Some(recorded) = epoch.config.as_deref().and_then(recorded_prompt_history) {
                     prompt_history = recorded;
                 }

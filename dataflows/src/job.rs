@@ -129,7 +129,8 @@ impl Job {
         // Fence first: what is read after this can't change under us.
         let bounds = topics.writer(&format!("{}.epochs", options.job))?;
         let writer = topics.writer(&options.job)?;
-        let progress = read_progress(&mut *topics, names.of(Topic::Progress), &options.job)?;
+        let progress = read_progress(&mut *topics, names.of(Topic::Progress))?;
+        let progress = own_progress(progress, names.of(Topic::Progress), &options.job)?;
         let records = epochs::load(&mut *topics, names.of(Topic::Epochs), &options.job)?;
         let committed = progress.as_ref().map_or(0, |progress| progress.epoch);
         let at_commit = records.iter().find(|record| record.epoch == committed);
@@ -227,7 +228,12 @@ impl Job {
             Some(_) => {
                 self.fill(if step.journaled > 0 { Duration::ZERO } else { wait })?;
                 if self.sources.iter().all(|source| source.waiting() == 0) {
-                    return Ok(step);
+                    self.look_caught_up();
+                    // The end of a log may be a control record, which no data follows: then an empty
+                    // epoch publishes what is live.
+                    if !self.caught_up || self.sink.publishing() {
+                        return Ok(step);
+                    }
                 }
                 self.close()?
             }
@@ -326,7 +332,10 @@ impl Job {
         self.last = Some(record.clone());
         self.look_caught_up();
         self.publish |= self.caught_up;
-        let output = self.run(&record, &harvest);
+        // An epoch that a predecessor recorded under other versions publishes nothing: its vectors would
+        // be made with today's weights under yesterday's name. The next epoch publishes all.
+        let publish = self.publish && record.actives == *self.actives;
+        let output = self.run(&record, &harvest, publish);
         let offsets: Vec<(String, u32, i64)> = self
             .sources
             .iter()
@@ -337,7 +346,7 @@ impl Job {
             .collect();
         let committed = self.sink.commit(
             record.epoch,
-            self.publish,
+            publish,
             &output.features,
             &output.examples,
             &harvest.dead_letters,
@@ -375,18 +384,18 @@ impl Job {
             self.run_and_commit(record, harvest)?;
             return Ok(());
         }
-        let output = self.run(&record, &harvest);
+        let output = self.run(&record, &harvest, false);
         self.sink.replay(&output.examples);
         self.requester.apply(&output, &harvest.answered, &harvest.embedded);
         self.last = Some(record);
         Ok(())
     }
 
-    fn run(&mut self, record: &EpochRecord, harvest: &Harvest) -> EpochOutput {
+    fn run(&mut self, record: &EpochRecord, harvest: &Harvest, publish: bool) -> EpochOutput {
         let clock = Clock {
             maxima: record.maxima.as_slice().into(),
             now: record.clock,
-            publish: record.epoch > self.committed && self.publish,
+            publish,
             actives: Arc::new(record.actives.clone()),
         };
         let output = self.engine.run(record.epoch as u64, clock, harvest.input.clone());
@@ -411,7 +420,7 @@ impl Job {
     fn look_caught_up(&mut self) {
         let reached = |source: &Source| {
             let ends = &self.ends_at_start[&source.topic()];
-            source.ends().iter().zip(ends).all(|(end, at_start)| end >= at_start)
+            source.reached().iter().zip(ends).all(|(end, at_start)| end >= at_start)
         };
         if !self.caught_up && self.last.is_some() && self.sources.iter().all(reached) {
             self.caught_up = true;
@@ -432,7 +441,7 @@ impl Job {
         }
         for source in &self.sources {
             let ends = self.topics.ends(self.options.names.of(source.topic()))?;
-            if source.ends().iter().zip(&ends).any(|(end, now)| end < now) {
+            if source.reached().iter().zip(&ends).any(|(end, now)| end < now) {
                 return Ok(false);
             }
         }
@@ -555,11 +564,27 @@ fn prepare(topics: &mut dyn Topics, options: &Options) -> Result<u32> {
     Ok(count)
 }
 
-fn read_progress(topics: &mut dyn Topics, topic: &str, job: &str) -> Result<Option<Progress>> {
-    let mut progress = None;
+/// The job's own progress. Another job's on the same topic means that it owns the outputs too: both
+/// would take the other's records for leftovers.
+fn own_progress(all: Vec<Progress>, topic: &str, job: &str) -> Result<Option<Progress>> {
+    match all.iter().find(|progress| progress.job != job) {
+        Some(other) if !all.iter().any(|progress| progress.job == job) => Err(Error::fatal(
+            "start the job",
+            format!("the outputs on {topic} belong to job {}", other.job),
+            "a new job needs its own outputs: set [topics] suffix, or another state folder",
+        )),
+        _ => Ok(all.into_iter().find(|progress| progress.job == job)),
+    }
+}
+
+/// The newest progress of every job on the topic.
+fn read_progress(topics: &mut dyn Topics, topic: &str) -> Result<Vec<Progress>> {
+    let mut progress: BTreeMap<String, Progress> = BTreeMap::new();
     let mut unreadable = None;
     epochs::read_whole(topics, topic, |record| match record.value.as_deref().map(Progress::decode) {
-        Some(Ok(read)) if read.job == job => progress = Some(read),
+        Some(Ok(read)) => {
+            progress.insert(read.job.clone(), read);
+        }
         Some(Err(error)) => unreadable = Some(error),
         _ => {}
     })?;
@@ -573,16 +598,14 @@ fn read_progress(topics: &mut dyn Topics, topic: &str, job: &str) -> Result<Opti
     let newer = |version: &str| {
         version.parse::<u32>().unwrap_or(u32::MAX) > WRITER_VERSION.parse::<u32>().unwrap_or_default()
     };
-    if let Some(read) = &progress
-        && newer(&read.writer_version)
-    {
+    if let Some(read) = progress.values().find(|read| newer(&read.writer_version)) {
         return Err(Error::fatal(
             format!("read progress on {topic}"),
             format!("it has the writer version {}, this program {WRITER_VERSION}", read.writer_version),
             "a newer version has taken the job over: run that one",
         ));
     }
-    Ok(progress)
+    Ok(progress.into_values().collect())
 }
 
 /// Refuses a configuration that would give other outputs from the same logs.
@@ -593,14 +616,14 @@ fn check_fit(records: &[EpochRecord], config: &str, actives: &Actives) -> Result
         return Err(Error::fatal(
             "start the job",
             format!("its [semantics] differ from the recorded ones: {recorded}"),
-            "give the job another name: a new job recomputes from the earliest offsets and pays no call twice",
+            "give the job another name and [topics] suffix, or state folder: a new job recomputes and pays no call twice",
         ));
     }
     if last.actives.encoder != actives.encoder {
         return Err(Error::fatal(
             "start the job",
             format!("its encoder {} isn't the recorded {}", actives.encoder, last.actives.encoder),
-            "give the job another name: vectors of two encoders don't compare",
+            "give the job another name and [topics] suffix, or state folder: vectors of two encoders don't compare",
         ));
     }
     Ok(())

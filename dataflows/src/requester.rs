@@ -199,7 +199,8 @@ impl Requester {
                     self.queue.push_back(Queued::new(key));
                 }
             } else if diff < 0 && self.unanswered.remove(&key).is_some() && !self.in_flight.contains(&key) {
-                self.accounting.cancelled += 1;
+                // What an epoch answered was never to be called; that is no cancellation.
+                self.accounting.cancelled += u64::from(self.open && !answered.contains(&key));
                 self.queue.retain(|queued| queued.key != key);
             }
         }

@@ -66,6 +66,13 @@ impl Source {
         &self.ends
     }
 
+    /// By partition, the offset below which everything is in an epoch or doesn't exist.
+    pub fn reached(&self) -> Vec<i64> {
+        let positions = self.reader.positions();
+        let next = |p: usize| self.waiting[p].front().map_or(positions[p], |record| record.offset);
+        self.ends.iter().enumerate().map(|(p, end)| (*end).max(next(p))).collect()
+    }
+
     /// How many records wait for an epoch.
     pub fn waiting(&self) -> usize {
         self.waiting.iter().map(VecDeque::len).sum()
@@ -105,13 +112,9 @@ impl Source {
                 }
             }
         }
-        let positions = self.reader.positions();
-        for (partition, end) in self.ends.iter_mut().enumerate() {
-            // Everything below the first waiting record is in an epoch, and so are the gaps that
-            // compaction and control records leave.
-            let next = self.waiting[partition].front().map_or(positions[partition], |record| record.offset);
-            *end = (*end).max(next);
-        }
+        // Everything below the first waiting record is in an epoch, and so are the gaps that compaction
+        // and control records leave.
+        self.ends = self.reached();
         taken
     }
 

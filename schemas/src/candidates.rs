@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 ///
 /// The newest record, the one with the greatest offset, stands. A repeated item counts once.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Candidates {
     /// When the set was computed: outcomes after it take their item out of it.
     pub computed_at: Millis,

@@ -141,6 +141,13 @@ impl Semantics {
             self.kinds.values().any(|rule| rule.engagement != crate::interaction::When::Never),
             "semantics.kinds must name at least one engagement: without one no history ever fills",
         );
+        require(
+            self.kinds.values().all(|rule| {
+                use crate::interaction::When::Never;
+                !rule.impression || [rule.engagement, rule.positive, rule.negative] == [Never; 3]
+            }),
+            "semantics.kinds: an impression is no engagement and has no label",
+        );
         problems
     }
 }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 /// A record of the topic `interactions` as its producer wrote it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Interaction {
     /// The producer's id of the event; with user and time it is the event's identity.
     pub event_id: String,

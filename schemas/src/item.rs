@@ -7,6 +7,7 @@ use unicode_normalization::UnicodeNormalization;
 
 /// A record of the topic `items`; a null value deletes the item.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Item {
     /// Title.
     #[serde(default)]

@@ -21,7 +21,7 @@ use ictflow_schemas::config::Semantics;
 use ictflow_schemas::topic::Topic;
 use ictflow_schemas::wire::Format;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -150,11 +150,10 @@ impl Config {
             raw.topics.partitions.is_none_or(|p| (1..=1_000).contains(&p)),
             "topics.partitions must be 1 to 1000",
         );
-        let mut names: Vec<&String> = raw.topics.names.values().collect();
-        names.sort();
-        names.dedup();
-        require(names.len() == raw.topics.names.len(), "topics.names gives one name to two topics");
-        require(names.iter().all(|name| !name.is_empty()), "topics.names has an empty name");
+        let names = Names::new(&raw.topics.names, &raw.topics.suffix);
+        let distinct: BTreeSet<&str> = Topic::ALL.into_iter().map(|topic| names.of(topic)).collect();
+        require(distinct.len() == Topic::ALL.len(), "topics.names gives one name to two topics");
+        require(!distinct.contains(""), "topics.names has an empty name");
         if let Some(kafka) = &raw.topics.kafka {
             problems.extend(kafka.problems());
         }
@@ -166,7 +165,6 @@ impl Config {
             ));
         }
         let state = raw.state.clone().unwrap_or_else(|| PathBuf::from("state"));
-        let names = Names::new(&raw.topics.names, &raw.topics.suffix);
         let create_inputs = (!kafka).then(|| raw.topics.partitions.unwrap_or(1));
         let options = Options {
             calls_file: Some(state.join(format!("{job}.calls"))),

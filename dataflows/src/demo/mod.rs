@@ -60,7 +60,7 @@ const OTHERS: usize = 20;
 const PARTITIONS: u32 = 4;
 
 /// One example in so many gets a CoT: about 15 of each label on this data.
-const STRIDE: CotStride = CotStride { positive: 4_400, explicit_negative: 3_700, implicit_negative: 3_700 };
+const STRIDE: CotStride = CotStride { positive: 3_700, explicit_negative: 3_000, implicit_negative: 3_000 };
 
 const YEAR: Millis = 365 * 24 * 3_600_000;
 
@@ -85,13 +85,9 @@ fn config(out: &Path, job: &str, suffix: &str) -> Result<Config> {
 fn first(arguments: &Arguments) -> Result<()> {
     let started = Instant::now();
     let out = &arguments.out;
-    if out.exists() {
-        std::fs::remove_dir_all(out).map_err(|e| {
-            Error::fatal(format!("empty {}", out.display()), e, "the demo starts from an empty state")
-        })?;
-    }
     let mut data = MovieLens::read(&models().join("data").join("ml-100k"))?;
     data.ratings.truncate(arguments.ratings);
+    empty(out)?;
     let config = config(out, "demo", "")?;
     println!("loading the LLM and the encoder");
     let parts = config.parts()?;
@@ -120,12 +116,31 @@ fn first(arguments: &Arguments) -> Result<()> {
     reporter.finish(&job);
     let summary = Summary::of(&job, started.elapsed().as_secs_f64());
     let mut topics = config.topics(true)?;
-    let lineage = Lineage::read(&mut *topics, &config.options.names, Format::Avro)?;
+    let lineage = Lineage::read(&mut *topics, &config.options.names, &config.options.job, Format::Avro)?;
     show(&lineage);
     let path = out.join("summary.json");
     write_json(&path, &summary)?;
     tell(&summary, &path);
     Ok(())
+}
+
+/// Empties the folder of an earlier demo. A folder that isn't one is left alone.
+fn empty(out: &Path) -> Result<()> {
+    let failed = |e: std::io::Error| {
+        Error::fatal(
+            format!("empty {}", out.display()),
+            e,
+            "the demo starts from an empty state: name another folder",
+        )
+    };
+    if !out.exists() {
+        return Ok(());
+    }
+    let entries = std::fs::read_dir(out).map_err(failed)?.count();
+    if entries > 0 && !out.join(ictflow_connectors::local::FILE_NAME).exists() {
+        return Err(failed(std::io::Error::other("it isn't empty and holds no demo")));
+    }
+    std::fs::remove_dir_all(out).map_err(failed)
 }
 
 /// One text edit on an item that a live demonstration uses: its key is asked anew, and nothing else.
