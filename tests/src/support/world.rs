@@ -82,6 +82,8 @@ pub struct World {
     pub prefix: String,
     /// The job's name; its own topics end in it.
     pub job: String,
+    /// The job whose topics it takes for its own; itself by default.
+    pub topics_of: Option<String>,
     /// Partitions of the inputs.
     pub partitions: u32,
     /// Timely workers.
@@ -109,6 +111,7 @@ impl World {
         World {
             store: Store::Local(folder.join("topics.sqlite")),
             prefix: String::new(),
+            topics_of: None,
             job: job.to_owned(),
             partitions: 3,
             workers: 1,
@@ -122,7 +125,8 @@ impl World {
 
     /// The topics' names of this job.
     pub fn names(&self) -> Names {
-        let plain = Names::new(&BTreeMap::new(), &format!(".{}", self.job));
+        let plain =
+            Names::new(&BTreeMap::new(), &format!(".{}", self.topics_of.as_ref().unwrap_or(&self.job)));
         let prefixed = Topic::ALL.map(|topic| (topic, format!("{}{}", self.prefix, plain.of(topic))));
         Names::new(&prefixed.into_iter().collect(), "")
     }

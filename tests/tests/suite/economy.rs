@@ -345,3 +345,56 @@ fn more_live_pairs_than_the_limit_stop_the_job_before_it_commits() {
     assert!(error.contains("max_live_pairs 5"), "{error}");
     assert_eq!(world.compacted(Topic::Features).len(), 0);
 }
+
+#[test]
+fn a_job_on_the_outputs_of_another_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = world(folder.path(), "first");
+    let mut job = started(&first);
+    feed(&mut job, &small(), first.partitions);
+    drop(job);
+    let second = World { job: "second".into(), topics_of: Some("first".into()), ..first.clone() };
+    let error = second.try_start(template(), hashed()).err().unwrap().to_string();
+    assert!(error.contains("belong to job first") && error.contains("suffix"), "{error}");
+}
+
+#[test]
+fn an_epoch_recorded_under_other_weights_publishes_nothing_and_the_next_one_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut world = world(folder.path(), "job");
+    let mut job = started(&world);
+    feed(&mut job, &small(), world.partitions);
+    let committed = job.committed();
+    drop(job);
+    // As a kill between the bounds and the commit leaves it: an item, and bounds that hold it.
+    let names = world.names();
+    let mut topics = world.topics();
+    topics.append(&[world::record(&item("a", Some("Film a"), "7"), world.partitions, "")]).unwrap();
+    let records = ictflow_dataflows::epochs::load(&mut *topics, names.of(Topic::Epochs), "job").unwrap();
+    let mut bounds = records.last().unwrap().clone();
+    bounds.epoch += 1;
+    bounds.config = None;
+    let ends = topics.ends("items").unwrap();
+    bounds.ends.insert("items".into(), ends);
+    let mut writer = topics.writer("job.epochs").unwrap();
+    ictflow_dataflows::epochs::commit(&mut *writer, names.of(Topic::Epochs), &bounds).unwrap();
+    // The successor has other weights.
+    let before = world.compacted(Topic::Features);
+    world.weights = std::sync::Arc::new(
+        ictflow_operators::ict::untrained(8, ictflow_operators::ict::Shape::default()).unwrap(),
+    );
+    let mut job = started(&world);
+    assert_eq!(job.committed(), committed + 1);
+    assert_eq!(world.compacted(Topic::Features), before, "nothing under a name that isn't its own");
+    world::append(&mut job, &[item("e", Some("Film e"), "1")], world.partitions);
+    settle(&mut job);
+    let version = job.actives().ict_weights.clone();
+    let features = world.compacted(Topic::Features);
+    assert_eq!(features.len(), before.len());
+    for (key, value) in &features {
+        let feature = Feature::decode(value).unwrap();
+        assert_eq!(feature.ict_weights, version);
+        assert_ne!(feature.ict, Feature::decode(&before[key]).unwrap().ict);
+    }
+    assert_eq!(count(&world), 3, "and no call");
+}
