@@ -2,7 +2,7 @@
 //!
 //! Inside the dataflow there are digests only. A text is read when a call is made with it.
 //!
-//! Memory: the newest text of every item, once a distinct text, and the texts of standing CoTs.
+//! Memory: the newest text of every item, once a distinct text, and every CoT text that was read.
 
 use ictflow_schemas::Id;
 use ictflow_schemas::framing::{Digest, text_digest};
