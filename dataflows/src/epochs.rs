@@ -43,6 +43,22 @@ pub fn read_whole(topics: &mut dyn Topics, topic: &str, mut keep: impl FnMut(Rec
     Ok(())
 }
 
+/// The compacted view of a topic: by key the newest record's partition and value; a null removes.
+///
+/// # Errors
+/// Those of [`read_whole`].
+pub fn read_compacted(topics: &mut dyn Topics, topic: &str) -> Result<BTreeMap<Vec<u8>, (u32, Vec<u8>)>> {
+    let mut values = BTreeMap::new();
+    read_whole(topics, topic, |record| {
+        let Some(key) = record.key else { return };
+        match record.value {
+            Some(value) => values.insert(key, (record.partition, value)),
+            None => values.remove(&key),
+        };
+    })?;
+    Ok(values)
+}
+
 /// The recorded bounds of a job, by epoch, from epoch 1 without a gap. For an equal epoch the
 /// lowest offset wins: a fenced predecessor may have written one more.
 ///

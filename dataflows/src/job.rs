@@ -11,7 +11,7 @@
 use crate::engine::Engine;
 use crate::epochs;
 use crate::names::Names;
-use crate::pipeline::EpochOutput;
+use crate::pipeline::{EpochInput, EpochOutput};
 use crate::requester::Requester;
 use crate::sink::{Committed, Sink};
 use crate::sources::{Harvest, Judge, READ_AHEAD, Source};
@@ -23,13 +23,13 @@ use ictflow_connectors::topics::{Topics, Writer};
 use ictflow_connectors::{Disposition, Error, Result};
 use ictflow_operators::clock::Clock;
 use ictflow_operators::ict::Weights;
+use ictflow_schemas::NO_TIME;
 use ictflow_schemas::config::Semantics;
 use ictflow_schemas::demonstration::Demonstration;
 use ictflow_schemas::epoch::{Actives, EpochRecord, Progress, WRITER_VERSION, config_digest};
 use ictflow_schemas::framing::Digest;
-use ictflow_schemas::topic::{NewRecord, Topic};
+use ictflow_schemas::topic::{NewRecord, Record, Topic};
 use ictflow_schemas::wire::{Format, Wire};
-use ictflow_schemas::{Millis, NO_TIME};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -264,16 +264,24 @@ impl Job {
         }
     }
 
-    /// The first epoch of a job: everything but the interactions, up to the ends at start.
-    fn first_bounds(&mut self) -> Result<(EpochRecord, Harvest)> {
+    /// Takes records from every source and judges them.
+    fn harvest(&mut self, mut take: impl FnMut(&mut Source) -> Result<Vec<Record>>) -> Result<Harvest> {
         let mut harvest = Harvest::default();
         for source in &mut self.sources {
-            if source.topic() != Topic::Interactions {
-                let records = source.take_to(&self.ends_at_start[&source.topic()])?;
-                let name = self.options.names.of(source.topic());
-                self.judge.judge(source.topic(), name, records, &mut self.texts, &mut harvest);
-            }
+            let records = take(source)?;
+            let name = self.options.names.of(source.topic());
+            self.judge.judge(source.topic(), name, records, &mut self.texts, &mut harvest);
         }
+        Ok(harvest)
+    }
+
+    /// The first epoch of a job: everything but the interactions, up to the ends at start.
+    fn first_bounds(&mut self) -> Result<(EpochRecord, Harvest)> {
+        let ends = self.ends_at_start.clone();
+        let harvest = self.harvest(|source| match source.topic() {
+            Topic::Interactions => Ok(Vec::new()),
+            topic => source.take_to(&ends[&topic]),
+        })?;
         Ok((self.record(), harvest))
     }
 
@@ -290,17 +298,10 @@ impl Job {
 
     /// Takes what waits, and makes the record of its bounds.
     fn close(&mut self) -> Result<(EpochRecord, Harvest)> {
-        let mut harvest = Harvest::default();
-        for source in &mut self.sources {
-            let limit = if source.topic() == Topic::Interactions {
-                self.options.epoch_max_events
-            } else {
-                usize::MAX
-            };
-            let records = source.take(limit);
-            let name = self.options.names.of(source.topic());
-            self.judge.judge(source.topic(), name, records, &mut self.texts, &mut harvest);
-        }
+        let max_events = self.options.epoch_max_events;
+        let harvest = self.harvest(|source| {
+            Ok(source.take(if source.topic() == Topic::Interactions { max_events } else { usize::MAX }))
+        })?;
         Ok((self.record(), harvest))
     }
 
@@ -328,14 +329,14 @@ impl Job {
         self.run_and_commit(record, harvest)
     }
 
-    fn run_and_commit(&mut self, record: EpochRecord, harvest: Harvest) -> Result<Committed> {
+    fn run_and_commit(&mut self, record: EpochRecord, mut harvest: Harvest) -> Result<Committed> {
         self.last = Some(record.clone());
         self.look_caught_up();
         self.publish |= self.caught_up;
         // An epoch that a predecessor recorded under other versions publishes nothing: its vectors would
         // be made with today's weights under yesterday's name. The next epoch publishes all.
         let publish = self.publish && record.actives == *self.actives;
-        let output = self.run(&record, &harvest, publish);
+        let output = self.run(&record, std::mem::take(&mut harvest.input), publish);
         let offsets: Vec<(String, u32, i64)> = self
             .sources
             .iter()
@@ -365,14 +366,9 @@ impl Job {
     /// Runs a recorded epoch again. One that is committed commits nothing; one that isn't is
     /// committed now.
     fn replay(&mut self, record: EpochRecord) -> Result<()> {
-        let mut harvest = Harvest::default();
-        for source in &mut self.sources {
-            let topic = source.topic();
-            let bounds = record.ends.get(topic.name()).cloned().unwrap_or_default();
-            let records = source.take_to(&bounds)?;
-            let name = self.options.names.of(topic);
-            self.judge.judge(topic, name, records, &mut self.texts, &mut harvest);
-        }
+        let nothing = Vec::new();
+        let mut harvest = self
+            .harvest(|source| source.take_to(record.ends.get(source.topic().name()).unwrap_or(&nothing)))?;
         if self.judge.maxima() != record.maxima {
             return Err(Error::fatal(
                 format!("replay epoch {}", record.epoch),
@@ -384,21 +380,21 @@ impl Job {
             self.run_and_commit(record, harvest)?;
             return Ok(());
         }
-        let output = self.run(&record, &harvest, false);
+        let output = self.run(&record, std::mem::take(&mut harvest.input), false);
         self.sink.replay(&output.examples);
         self.requester.apply(&output, &harvest.answered, &harvest.embedded);
         self.last = Some(record);
         Ok(())
     }
 
-    fn run(&mut self, record: &EpochRecord, harvest: &Harvest, publish: bool) -> EpochOutput {
+    fn run(&mut self, record: &EpochRecord, input: EpochInput, publish: bool) -> EpochOutput {
         let clock = Clock {
             maxima: record.maxima.as_slice().into(),
             now: record.clock,
             publish,
             actives: Arc::new(record.actives.clone()),
         };
-        let output = self.engine.run(record.epoch as u64, clock, harvest.input.clone());
+        let output = self.engine.run(record.epoch as u64, clock, input);
         for (demonstration, diff) in &output.demonstrations {
             if *diff > 0 {
                 self.demonstrations.insert(demonstration.clone());
@@ -463,16 +459,6 @@ impl Job {
     /// The last committed epoch; 0 before the first.
     pub fn committed(&self) -> i64 {
         self.committed
-    }
-
-    /// Whether the job has caught up with the ends that it saw at start.
-    pub fn caught_up(&self) -> bool {
-        self.caught_up
-    }
-
-    /// The event clock of the last epoch.
-    pub fn clock(&self) -> Millis {
-        self.last.as_ref().map_or(NO_TIME, |last| last.clock)
     }
 
     /// The store of the topics, to append to its inputs.

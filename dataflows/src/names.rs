@@ -27,9 +27,4 @@ impl Names {
     pub fn of(&self, topic: Topic) -> &str {
         &self.0[&topic]
     }
-
-    /// The topic of a name on the store.
-    pub fn role(&self, name: &str) -> Option<Topic> {
-        self.0.iter().find(|(_, of)| *of == name).map(|(topic, _)| *topic)
-    }
 }

@@ -106,7 +106,6 @@ pub struct Requester {
     queue: VecDeque<Queued>,
     in_flight: HashSet<Digest>,
     called: HashSet<Digest>,
-    /// Records made and not yet appended.
     calls: Sender<Call>,
     ended: Receiver<Called>,
     /// Calls handed over that haven't ended.
@@ -262,11 +261,6 @@ impl Requester {
     /// Wanted keys with a record, ok or failed.
     pub fn answered(&self) -> usize {
         self.wanted.len() - self.unanswered.len()
-    }
-
-    /// Requests that wait for their call.
-    pub fn queued(&self) -> usize {
-        self.queue.len()
     }
 
     /// Wanted texts without a vector.

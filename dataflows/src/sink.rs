@@ -211,14 +211,13 @@ impl Sink {
             return;
         }
         let topic = self.names.of(Topic::Features).to_owned();
-        let place = |user: &[u8], partitions| partition(user, partitions);
         // On the first epoch that publishes the updates name every live pair.
         let mut leftover: BTreeSet<Vec<u8>> =
             if self.publishing { BTreeSet::new() } else { self.standing.keys().cloned().collect() };
         self.publishing = true;
         for (update, _) in updates {
             let key = feature_key(&update.user, &update.item);
-            let partition = place(update.user.as_bytes(), self.partitions);
+            let partition = partition(update.user.as_bytes(), self.partitions);
             if update.live && update.value.is_none() {
                 self.waiting.insert(key.clone());
             } else {
@@ -248,20 +247,14 @@ impl Sink {
                 unframe(&key).and_then(|parts| parts.first().map(|user| user.to_vec())).unwrap_or_default();
             self.standing.remove(&key);
             committed.retractions += 1;
-            records.push(record(&topic, place(&user, self.partitions), key, None));
+            records.push(record(&topic, partition(&user, self.partitions), key, None));
         }
     }
 
     fn examples(&mut self, changes: &Changes<Arc<Example>>, records: &mut Vec<NewRecord>) {
         let topic = self.names.of(Topic::Examples).to_owned();
         self.examples += changes.iter().map(|(_, diff)| diff).sum::<isize>();
-        let mut net: BTreeMap<Vec<u8>, (u32, Option<Vec<u8>>)> = BTreeMap::new();
-        for (example, diff) in changes {
-            let place = net.entry(example.identity.frame().into_bytes()).or_insert((example.partition, None));
-            if *diff > 0 {
-                place.1 = Some(example.record().encode());
-            }
-        }
+        let mut net = net(changes);
         if let Some(mut rebuilt) = self.rebuilt.take() {
             // The first new epoch: the difference for what was open, the changes for the rest.
             rebuilt.apply(changes, &self.semantics);
@@ -318,23 +311,28 @@ impl Rebuilt {
     }
 
     fn apply(&mut self, changes: &Changes<Arc<Example>>, semantics: &Semantics) {
-        let mut net: BTreeMap<Vec<u8>, (u32, Option<Vec<u8>>)> = BTreeMap::new();
-        for (example, diff) in changes {
-            let key = example.identity.frame().into_bytes();
-            if self.open(&key, example.partition, semantics) {
-                let place = net.entry(key).or_insert((example.partition, None));
-                if *diff > 0 {
-                    place.1 = Some(example.record().encode());
-                }
+        for (key, (partition, value)) in net(changes) {
+            if !self.open(&key, partition, semantics) {
+                continue;
             }
-        }
-        for (key, (partition, value)) in net {
             match value {
                 Some(value) => self.recomputed.insert(key, (partition, value)),
                 None => self.recomputed.remove(&key),
             };
         }
     }
+}
+
+/// By key of `examples`, the partition and the value after an epoch's changes; `None` retracts.
+fn net(changes: &Changes<Arc<Example>>) -> BTreeMap<Vec<u8>, (u32, Option<Vec<u8>>)> {
+    let mut net: BTreeMap<Vec<u8>, (u32, Option<Vec<u8>>)> = BTreeMap::new();
+    for (example, diff) in changes {
+        let place = net.entry(example.identity.frame().into_bytes()).or_insert((example.partition, None));
+        if *diff > 0 {
+            place.1 = Some(example.record().encode());
+        }
+    }
+    net
 }
 
 fn record(topic: &str, partition: u32, key: Vec<u8>, value: Option<Vec<u8>>) -> NewRecord {

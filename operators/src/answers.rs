@@ -7,6 +7,7 @@
 //! **Memory**: about 300 B a record that stands, its text outside.
 
 use crate::staged::staged;
+use crate::standing::Standing;
 use crate::{Changes, Epoch};
 use differential_dataflow::VecCollection;
 use ictflow_schemas::framing::Digest;
@@ -89,17 +90,10 @@ impl Output {
     }
 }
 
-#[derive(Debug, Default)]
-struct Standing {
-    ok: Option<Arc<Answer>>,
-    failed: bool,
-    emitted: Option<Option<Arc<Answer>>>,
-}
-
 /// The state of the operator.
 #[derive(Debug, Default)]
 pub struct Answers {
-    keys: HashMap<Digest, Standing>,
+    keys: HashMap<Digest, Standing<Arc<Answer>>>,
 }
 
 impl Answers {
@@ -112,33 +106,21 @@ impl Answers {
             touched.insert(record.key);
             let standing = self.keys.entry(record.key).or_default();
             if record.failure {
-                standing.failed = record.usable;
+                standing.set_failed(record.usable);
             } else {
-                standing.ok = record.answer;
+                standing.set_answer(record.answer);
             }
         }
         for key in touched {
             let Some(standing) = self.keys.get_mut(&key) else { continue };
-            let now = match &standing.ok {
-                Some(answer) => Some(Some(answer.clone())),
-                None => standing.failed.then_some(None),
-            };
-            if now != standing.emitted {
-                emit(key, standing.emitted.take(), -1, out);
-                emit(key, now.clone(), 1, out);
-                standing.emitted = now;
-            }
-            if standing.emitted.is_none() {
+            let stands = standing.settle(|answer, diff| {
+                out.push((Output::Answered(key, answer.is_none()), diff));
+                out.extend(answer.map(|answer| (Output::Ok(answer), diff)));
+            });
+            if !stands {
                 self.keys.remove(&key);
             }
         }
-    }
-}
-
-fn emit(key: Digest, answer: Option<Option<Arc<Answer>>>, diff: isize, out: &mut Changes<Output>) {
-    if let Some(ok) = answer {
-        out.push((Output::Answered(key, ok.is_none()), diff));
-        out.extend(ok.map(|answer| (Output::Ok(answer), diff)));
     }
 }
 

@@ -11,13 +11,15 @@
 //! **Memory**: about 150 B an item, the digests back to the first text with a vector, and one
 //! shared vector a known text.
 
+use crate::index::{set, unlink};
 use crate::staged::{route, staged};
 use crate::{Changes, Epoch};
 use differential_dataflow::VecCollection;
 use ictflow_schemas::Id;
 use ictflow_schemas::catalog::{Item, ItemState, ItemVector};
 use ictflow_schemas::framing::Digest;
-use ictflow_schemas::vector::Quantised;
+use ictflow_schemas::history::Entry;
+use ictflow_schemas::vector::{Quantised, VectorSum};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -81,7 +83,7 @@ impl Output {
 }
 
 #[derive(Debug, Default)]
-struct Entry {
+struct Known {
     facts: Option<ItemFacts>,
     /// Digests of the texts since the last tombstone, newest first, each once, back to the first that
     /// has a vector.
@@ -92,7 +94,7 @@ struct Entry {
 /// The state of the operator.
 #[derive(Debug, Default)]
 pub struct Catalog {
-    items: HashMap<Id, Entry>,
+    items: HashMap<Id, Known>,
     vectors: HashMap<Digest, Quantised>,
     /// By text, the items that list it.
     listed: HashMap<Digest, HashSet<Id>>,
@@ -133,7 +135,7 @@ impl Catalog {
             }
             None => {
                 for text in entry.texts.drain(..) {
-                    unlist(&mut self.listed, &text, &record.item);
+                    unlink(&mut self.listed, &text, &record.item);
                 }
             }
         }
@@ -146,7 +148,7 @@ impl Catalog {
         // An older text can't serve any more once a newer one has a vector.
         if let Some(first) = first {
             for text in entry.texts.drain(first + 1..) {
-                unlist(&mut self.listed, &text, &id);
+                unlink(&mut self.listed, &text, &id);
             }
         }
         let state = entry.facts.as_ref().map(|facts| {
@@ -177,23 +179,14 @@ impl Catalog {
     }
 }
 
-/// Applies a change to a table of keys with one value each. An update is a retraction and an
-/// assertion in any order, so a retraction removes only the value that it names.
-pub fn set<K: std::hash::Hash + Eq, V: PartialEq>(table: &mut HashMap<K, V>, key: K, value: V, diff: isize) {
-    if diff > 0 {
-        table.insert(key, value);
-    } else if table.get(&key) == Some(&value) {
-        table.remove(&key);
-    }
-}
-
-fn unlist(listed: &mut HashMap<Digest, HashSet<Id>>, text: &Digest, item: &Id) {
-    if let Some(items) = listed.get_mut(text) {
-        items.remove(item);
-        if items.is_empty() {
-            listed.remove(text);
-        }
-    }
+/// A history's items with the states of those that exist, in its order, and the exact sum of the
+/// vectors of those that have one, repeats included.
+pub fn states_of(history: &[Entry], items: &HashMap<Id, Item>) -> (Vec<(Id, Option<Item>)>, VectorSum) {
+    let states: Vec<(Id, Option<Item>)> =
+        history.iter().map(|entry| (entry.item.clone(), items.get(&entry.item).cloned())).collect();
+    let vectors = states.iter().filter_map(|(_, item)| Some(&*item.as_ref()?.vector.as_ref()?.vector));
+    let sum = VectorSum::over(vectors);
+    (states, sum)
 }
 
 /// The operator `catalog`. `vectors` are broadcast.

@@ -13,9 +13,10 @@
 //! **Memory**: the demonstrations and the answers of their users; the broadcast catalog and vectors.
 
 use crate::answers::Answer;
-use crate::catalog::set;
+use crate::catalog::states_of;
 use crate::clock::Clock;
 use crate::eligible::Eligible;
+use crate::index::{set, unlink};
 use crate::staged::{route, staged};
 use crate::{Changes, Epoch};
 use differential_dataflow::VecCollection;
@@ -27,7 +28,7 @@ use ictflow_schemas::example::Verdict;
 use ictflow_schemas::feature::point_id;
 use ictflow_schemas::framing::Digest;
 use ictflow_schemas::history::{Identity, Label};
-use ictflow_schemas::vector::{Quantised, VectorSum};
+use ictflow_schemas::vector::Quantised;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -170,13 +171,8 @@ impl Demonstrations {
             return group;
         }
         answers.remove(&place);
-        if !answers.values().any(|other| other.text == answer.text)
-            && let Some(groups) = self.by_text.get_mut(&answer.text)
-        {
-            groups.remove(&group);
-            if groups.is_empty() {
-                self.by_text.remove(&answer.text);
-            }
+        if !answers.values().any(|other| other.text == answer.text) {
+            unlink(&mut self.by_text, &answer.text, &group);
         }
         if answers.is_empty() {
             self.answers.remove(&group);
@@ -189,9 +185,9 @@ impl Demonstrations {
         let old = self.held.remove(identity);
         if let Some(old) = &old {
             for item in items_of(&old.eligible) {
-                forget(&mut self.by_item, item, identity);
+                unlink(&mut self.by_item, item, identity);
             }
-            forget(&mut self.by_group, &old.group(), identity);
+            unlink(&mut self.by_group, &old.group(), identity);
         }
         let Some(eligible) = eligible else { return old };
         for item in items_of(&eligible) {
@@ -234,14 +230,7 @@ impl Demonstrations {
             Some(answer) => answer,
             None => self.fallback(held)?,
         };
-        let history: Vec<(Id, Option<Item>)> = example
-            .history
-            .iter()
-            .map(|entry| (entry.item.clone(), self.items.get(&entry.item).cloned()))
-            .collect();
-        let text = VectorSum::over(
-            history.iter().filter_map(|(_, item)| Some(&*item.as_ref()?.vector.as_ref()?.vector)),
-        );
+        let (history, text) = states_of(&example.history, &self.items);
         Some(Demonstration {
             label_time: example.label_time,
             id: point_id(&example.identity, &answer.prompt_version),
@@ -273,15 +262,6 @@ impl Demonstrations {
 /// The items whose state a demonstration depends on.
 fn items_of(eligible: &Eligible) -> impl Iterator<Item = &Id> {
     std::iter::once(&eligible.example.item).chain(eligible.example.history.iter().map(|entry| &entry.item))
-}
-
-fn forget<K: std::hash::Hash + Eq>(index: &mut HashMap<K, HashSet<Identity>>, key: &K, identity: &Identity) {
-    if let Some(identities) = index.get_mut(key) {
-        identities.remove(identity);
-        if identities.is_empty() {
-            index.remove(key);
-        }
-    }
 }
 
 /// The operator `demonstrations`. `items` and `vectors` are broadcast.

@@ -10,8 +10,8 @@
 //! **Memory**: the examples that pass hash, history and age, also those whose item is missing (it may
 //! be reborn); the broadcast catalog.
 
-use crate::catalog::set;
 use crate::clock::{Clock, Wheel};
+use crate::index::{set, unlink};
 use crate::staged::{route, staged};
 use crate::{Changes, Epoch};
 use differential_dataflow::VecCollection;
@@ -174,12 +174,7 @@ impl Eligibility {
         if example.is_none() {
             let item = held.item.clone();
             self.held.remove(&identity);
-            if let Some(identities) = self.by_item.get_mut(&item) {
-                identities.remove(&identity);
-                if identities.is_empty() {
-                    self.by_item.remove(&item);
-                }
-            }
+            unlink(&mut self.by_item, &item, &identity);
         }
     }
 }

@@ -124,11 +124,6 @@ impl Histories {
         Histories { semantics, users: HashMap::new(), wheels: BTreeMap::new() }
     }
 
-    /// How many users have a history or an example.
-    pub fn users(&self) -> usize {
-        self.users.len()
-    }
-
     /// Takes an epoch's changes.
     pub fn step(&mut self, changes: Changes<Input>, out: &mut Changes<Output>) {
         let mut events: BTreeMap<Id, Vec<Event>> = BTreeMap::new();

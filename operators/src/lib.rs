@@ -16,10 +16,12 @@ pub mod examples;
 pub mod features;
 pub mod history;
 pub mod ict;
+pub mod index;
 pub mod journal;
 pub mod pairs;
 pub mod retrieval;
 pub mod staged;
+pub mod standing;
 pub mod vectors;
 
 /// The time of the dataflow: the epoch.

@@ -7,6 +7,7 @@
 //! **Memory**: one shared vector an embedded text.
 
 use crate::staged::staged;
+use crate::standing::Standing;
 use crate::{Changes, Epoch};
 use differential_dataflow::VecCollection;
 use ictflow_schemas::framing::Digest;
@@ -56,17 +57,10 @@ impl Output {
     }
 }
 
-#[derive(Debug, Default)]
-struct Standing {
-    vector: Option<Quantised>,
-    failed: bool,
-    emitted: Option<Option<Quantised>>,
-}
-
 /// The state of the operator.
 #[derive(Debug, Default)]
 pub struct Vectors {
-    texts: HashMap<Digest, Standing>,
+    texts: HashMap<Digest, Standing<Quantised>>,
 }
 
 impl Vectors {
@@ -79,34 +73,21 @@ impl Vectors {
             touched.insert(record.text);
             let standing = self.texts.entry(record.text).or_default();
             if record.failure {
-                standing.failed = record.usable;
+                standing.set_failed(record.usable);
             } else {
-                standing.vector = record.vector;
+                standing.set_answer(record.vector);
             }
         }
         for text in touched {
             let Some(standing) = self.texts.get_mut(&text) else { continue };
-            // `None`: not answered; `Some(None)`: answered without a vector.
-            let now = match &standing.vector {
-                Some(vector) => Some(Some(vector.clone())),
-                None => standing.failed.then_some(None),
-            };
-            if now != standing.emitted {
-                emit(text, standing.emitted.take(), -1, out);
-                emit(text, now.clone(), 1, out);
-                standing.emitted = now;
-            }
-            if standing.emitted.is_none() {
+            let stands = standing.settle(|vector, diff| {
+                out.push((Output::Answered(text), diff));
+                out.extend(vector.map(|vector| (Output::Known(text, vector), diff)));
+            });
+            if !stands {
                 self.texts.remove(&text);
             }
         }
-    }
-}
-
-fn emit(text: Digest, answer: Option<Option<Quantised>>, diff: isize, out: &mut Changes<Output>) {
-    if let Some(vector) = answer {
-        out.push((Output::Answered(text), diff));
-        out.extend(vector.map(|vector| (Output::Known(text, vector), diff)));
     }
 }
 

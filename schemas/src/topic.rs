@@ -87,11 +87,6 @@ impl Topic {
             _ => Policy::Compact,
         }
     }
-
-    /// Whether the topic must have exactly one partition.
-    pub fn single_partition(self) -> bool {
-        matches!(self, Topic::Embeddings | Topic::Epochs | Topic::Progress)
-    }
 }
 
 /// A record read from a topic.

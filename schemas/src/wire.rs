@@ -185,11 +185,6 @@ impl Wire for DeadLetter {
     const TOPIC: Topic = Topic::DeadLetters;
 }
 
-/// The newest schema of a topic, as JSON text: what a registry or another client gets.
-pub fn schema_json(topic: Topic) -> String {
-    serde_json::to_string(codec(topic).newest().1).unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,11 +1,11 @@
 //! The encoder against golden vectors made by `golden/minilm.py`, and its promises.
 #![allow(clippy::unwrap_used)]
 
-use super::Embed;
 use super::minilm::{MAX_TOKENS, MiniLm};
+use super::{Embed, model_file};
 use crate::Disposition;
 use serde::Deserialize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 #[derive(Deserialize)]
 struct Golden {
@@ -22,14 +22,11 @@ struct Case {
 
 /// The model's folder, of which every file is there; these tests never pass without it.
 fn folder() -> PathBuf {
-    let models = std::env::var_os("ICTFLOW_MODELS")
-        .map(PathBuf::from)
-        .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache/ictflow")));
-    let folder = models.expect("neither ICTFLOW_MODELS nor HOME is set").join("encoder");
-    for name in ["model.safetensors", "tokenizer.json", "config.json"] {
-        assert!(folder.join(name).is_file(), "no {name} in {}: run `make models`", folder.display());
+    let files = ["model.safetensors", "tokenizer.json", "config.json"];
+    for name in files {
+        model_file(&format!("encoder/{name}"));
     }
-    folder
+    model_file("encoder/config.json").parent().unwrap().to_owned()
 }
 
 fn encoder() -> MiniLm {

@@ -317,16 +317,6 @@ impl Config {
             )
         })
     }
-
-    /// The folder of the job's files.
-    pub fn state(&self) -> &Path {
-        &self.state
-    }
-
-    /// The weights file in use.
-    pub fn weights_file(&self) -> PathBuf {
-        self.raw.ict.weights.clone().unwrap_or_else(|| self.state.join("untrained.safetensors"))
-    }
 }
 
 /// The cache folder of models and data: `ICTFLOW_MODELS`, else `~/.cache/ictflow`.

@@ -14,7 +14,7 @@ mod movielens;
 use crate::cli::warn_untrained;
 use crate::config::checked::{Config, models};
 use crate::config::raw::Raw;
-use crate::epochs::read_whole;
+use crate::epochs::read_compacted;
 use crate::explain::Lineage;
 use crate::job::Job;
 use crate::names::Names;
@@ -183,8 +183,8 @@ fn again(arguments: &Arguments) -> Result<()> {
     reporter.finish(&job);
     let summary = Summary::of(&job, started.elapsed().as_secs_f64());
     let mut topics = config.topics(true)?;
-    let first = compacted(&mut *topics, Topic::Features.name())?;
-    let second = compacted(&mut *topics, config.options.names.of(Topic::Features))?;
+    let first = read_compacted(&mut *topics, Topic::Features.name())?;
+    let second = read_compacted(&mut *topics, config.options.names.of(Topic::Features))?;
     let different = first.iter().filter(|(key, value)| second.get(*key) != Some(value)).count();
     let extra = second.keys().filter(|key| !first.contains_key(*key)).count();
     let path = out.join("summary-again.json");
@@ -219,18 +219,6 @@ fn unused(out: &Path) -> Result<Config> {
         }
     }
     Err(Error::fatal("run the demo again", "every name is taken", "run `make demo` first"))
-}
-
-fn compacted(topics: &mut dyn Topics, name: &str) -> Result<BTreeMap<Vec<u8>, Vec<u8>>> {
-    let mut values = BTreeMap::new();
-    read_whole(topics, name, |record| {
-        let Some(key) = record.key else { return };
-        match record.value {
-            Some(value) => values.insert(key, value),
-            None => values.remove(&key),
-        };
-    })?;
-    Ok(values)
 }
 
 /// Three users with their demonstrations and texts, and one vector explained whole.

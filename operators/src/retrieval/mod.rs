@@ -17,8 +17,9 @@
 
 pub mod global;
 
-use crate::catalog::set;
+use crate::catalog::states_of;
 use crate::clock::Clock;
+use crate::index::{set, unlink};
 use crate::staged::{route, staged};
 use crate::{Changes, Epoch};
 use differential_dataflow::VecCollection;
@@ -264,14 +265,7 @@ impl Retrieval {
         let view = if state.pairs.is_empty() {
             UserView::default()
         } else {
-            let items: Vec<(Id, Option<Item>)> = state
-                .history
-                .iter()
-                .map(|entry| (entry.item.clone(), self.items.get(&entry.item).cloned()))
-                .collect();
-            let text = VectorSum::over(
-                items.iter().filter_map(|(_, item)| Some(&*item.as_ref()?.vector.as_ref()?.vector)),
-            );
+            let (items, text) = states_of(&state.history, &self.items);
             UserView { history: state.history.clone(), items, text }
         };
         state.ready = !state.pairs.is_empty();
@@ -279,12 +273,7 @@ impl Retrieval {
         let view = Arc::new(view);
         let old = std::mem::replace(&mut state.view, view.clone());
         for (item, _) in &old.items {
-            if let Some(readers) = self.readers.get_mut(item) {
-                readers.remove(user);
-                if readers.is_empty() {
-                    self.readers.remove(item);
-                }
-            }
+            unlink(&mut self.readers, item, user);
         }
         for (item, _) in &view.items {
             self.readers.entry(item.clone()).or_default().insert(user.clone());
@@ -327,7 +316,7 @@ impl Retrieval {
         let old = std::mem::replace(place, best);
         let kept: BTreeSet<usize> = place.iter().flat_map(Best::slots).collect();
         for slot in old.iter().flat_map(Best::slots).filter(|slot| !kept.contains(slot)) {
-            unhold(&mut self.holders, slot, pair);
+            unlink(&mut self.holders, &slot, pair);
         }
     }
 
@@ -391,15 +380,6 @@ impl Retrieval {
                 Some(Retrieved { view: state.view.clone(), item: target.clone(), used })
             });
             out.push((PairUpdate { user, item, retrieved, live }, 1));
-        }
-    }
-}
-
-fn unhold(holders: &mut HashMap<usize, HashSet<(Id, Id)>>, slot: usize, pair: &(Id, Id)) {
-    if let Some(pairs) = holders.get_mut(&slot) {
-        pairs.remove(pair);
-        if pairs.is_empty() {
-            holders.remove(&slot);
         }
     }
 }

@@ -3,19 +3,20 @@
 use ictflow_connectors::encoder::Embed;
 use ictflow_connectors::encoder::hashed::Hashed;
 use ictflow_connectors::kafka::{self, Kafka};
-use ictflow_connectors::llm::Generate;
 use ictflow_connectors::llm::prompt::Prompt;
 use ictflow_connectors::llm::template::Template;
 use ictflow_connectors::llm::validate::Validator;
+use ictflow_connectors::llm::{Draft, Generate};
 use ictflow_connectors::local::Local;
-use ictflow_connectors::topics::{Reader, Topics};
-use ictflow_dataflows::epochs::read_whole;
+use ictflow_connectors::topics::Topics;
+use ictflow_dataflows::epochs::{read_compacted, read_whole};
 use ictflow_dataflows::job::{Job, Options, Parts};
 use ictflow_dataflows::names::Names;
 use ictflow_dataflows::tail;
 use ictflow_operators::ict::{Shape, Weights, untrained};
 use ictflow_schemas::candidates::Candidates;
 use ictflow_schemas::config::Semantics;
+use ictflow_schemas::cot::CotRequest;
 use ictflow_schemas::framing::partition;
 use ictflow_schemas::interaction::Interaction;
 use ictflow_schemas::item::Item;
@@ -192,16 +193,8 @@ impl World {
 
     /// The compacted values of a topic of this job: by key the newest value that isn't null.
     pub fn compacted(&self, topic: Topic) -> BTreeMap<Vec<u8>, Vec<u8>> {
-        let mut values = BTreeMap::new();
-        read_whole(&mut *self.topics(), self.names().of(topic), |record| {
-            let key = record.key.unwrap();
-            match record.value {
-                Some(value) => values.insert(key, value),
-                None => values.remove(&key),
-            };
-        })
-        .unwrap();
-        values
+        let values = read_compacted(&mut *self.topics(), self.names().of(topic)).unwrap();
+        values.into_iter().map(|(key, (_, value))| (key, value)).collect()
     }
 }
 
@@ -212,12 +205,11 @@ pub fn settle(job: &mut Job) {
 
 /// Appends a script in blocks that hold so many interactions, one step of the job after each.
 pub fn play(job: &mut Job, script: &[Value], partitions: u32, block: usize) {
-    let prefix = "";
     let mut records = Vec::new();
     let mut events = 0;
     for line in script {
         events += usize::from(line["topic"] == "interactions");
-        records.push(record(line, partitions, prefix));
+        records.push(record(line, partitions, ""));
         if events == block {
             job.topics().append(&std::mem::take(&mut records)).unwrap();
             job.step(Duration::from_millis(5)).unwrap();
@@ -228,18 +220,6 @@ pub fn play(job: &mut Job, script: &[Value], partitions: u32, block: usize) {
     settle(job);
 }
 
-/// Reads all records of a topic that a reader gives now.
-pub fn drain(reader: &mut dyn Reader) -> Vec<ictflow_schemas::topic::Record> {
-    let mut all = Vec::new();
-    loop {
-        let records = reader.poll(10_000, Duration::from_millis(200)).unwrap();
-        if records.is_empty() {
-            return all;
-        }
-        all.extend(records);
-    }
-}
-
 /// Reads a script.
 pub fn script(path: &Path) -> Vec<Value> {
     std::fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -248,6 +228,35 @@ pub fn script(path: &Path) -> Vec<Value> {
 /// The generator without a model.
 pub fn template() -> Box<dyn Generate> {
     Box::new(Template::new(Prompt::builtin()))
+}
+
+/// A generator with a hook around each call: to hold it back, or to keep what it wrote.
+pub struct Hooked<F> {
+    /// The generator that makes the calls.
+    pub inner: Box<dyn Generate>,
+    /// Makes a call in the inner one's place.
+    pub hook: F,
+}
+
+impl<F> Generate for Hooked<F>
+where
+    F: FnMut(&mut dyn Generate, &CotRequest, u32) -> ictflow_connectors::Result<Draft> + Send,
+{
+    fn model(&self) -> &str {
+        self.inner.model()
+    }
+    fn prompt_version(&self) -> &str {
+        self.inner.prompt_version()
+    }
+    fn parameters(&self) -> &str {
+        self.inner.parameters()
+    }
+    fn attempts(&self) -> u32 {
+        self.inner.attempts()
+    }
+    fn generate(&mut self, request: &CotRequest, attempt: u32) -> ictflow_connectors::Result<Draft> {
+        (self.hook)(&mut *self.inner, request, attempt)
+    }
 }
 
 /// The encoder without a model.

@@ -1,7 +1,6 @@
 //! The LLM is asked once a key, and only for what changed.
 
-use ictflow_connectors::Result;
-use ictflow_connectors::llm::{Draft, Generate};
+use ictflow_connectors::llm::Generate;
 use ictflow_dataflows::job::Job;
 use ictflow_schemas::config::{CotStride, Semantics};
 use ictflow_schemas::cot::CotRequest;
@@ -12,7 +11,7 @@ use ictflow_schemas::framing::{Frame, partition};
 use ictflow_schemas::topic::{NewRecord, Topic};
 use ictflow_schemas::wire::Wire;
 use ictflow_tests::support::world::{
-    self, World, calls, candidates, close, event, feed, hashed, item, settle, template,
+    self, Hooked, World, calls, candidates, close, event, feed, hashed, item, settle, template,
 };
 use serde_json::Value;
 use std::path::Path;
@@ -135,7 +134,7 @@ fn while_a_new_text_is_written_the_old_one_serves_as_stale() {
     let folder = tempfile::tempdir().unwrap();
     let world = world(folder.path(), "job");
     let (allow, gate) = mpsc::channel();
-    let mut job = world.start(Box::new(Gated { inner: template(), gate }), hashed());
+    let mut job = world.start(gated(gate), hashed());
     (0..3).for_each(|_| allow.send(()).unwrap());
     feed(&mut job, &small(), world.partitions);
     let feature =
@@ -208,30 +207,14 @@ fn a_removed_answer_is_asked_again_and_no_other() {
     assert_eq!(asked, [(String::from_utf8(removed).unwrap(), 1)]);
 }
 
-/// A generator that waits for leave before each answer.
-struct Gated {
-    inner: Box<dyn Generate>,
-    gate: mpsc::Receiver<()>,
-}
-
-impl Generate for Gated {
-    fn model(&self) -> &str {
-        self.inner.model()
-    }
-    fn prompt_version(&self) -> &str {
-        self.inner.prompt_version()
-    }
-    fn parameters(&self) -> &str {
-        self.inner.parameters()
-    }
-    fn attempts(&self) -> u32 {
-        self.inner.attempts()
-    }
-    fn generate(&mut self, request: &CotRequest, attempt: u32) -> Result<Draft> {
+/// The template, waiting for leave before each answer.
+fn gated(gate: mpsc::Receiver<()>) -> Box<dyn Generate> {
+    let hook = move |inner: &mut dyn Generate, request: &CotRequest, attempt: u32| {
         // The test may be over; then the thread ends with it.
-        let _ = self.gate.recv();
-        self.inner.generate(request, attempt)
-    }
+        let _ = gate.recv();
+        inner.generate(request, attempt)
+    };
+    Box::new(Hooked { inner: template(), hook })
 }
 
 #[test]
@@ -239,7 +222,7 @@ fn a_key_retracted_in_flight_and_wanted_again_is_not_asked_twice() {
     let folder = tempfile::tempdir().unwrap();
     let world = world(folder.path(), "job");
     let (allow, gate) = mpsc::channel();
-    let mut job = world.start(Box::new(Gated { inner: template(), gate }), hashed());
+    let mut job = world.start(gated(gate), hashed());
     let mut lines = vec![item("a", Some("Film a"), "1"), item("b", Some("Film b"), "1")];
     lines.push(event("u1", "1", "b", "rate", Some(5.0), T0));
     lines.push(event("u1", "2", "a", "rate", Some(5.0), T0 + SECOND));

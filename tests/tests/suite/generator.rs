@@ -1,6 +1,5 @@
 //! Three calls of the real LLM, with the real encoder, through a whole job.
 
-use ictflow_connectors::Result;
 use ictflow_connectors::encoder::minilm::MiniLm;
 use ictflow_connectors::llm::local::{Decoding, Local};
 use ictflow_connectors::llm::prompt::Prompt;
@@ -10,36 +9,10 @@ use ictflow_schemas::config::{CotStride, Semantics};
 use ictflow_schemas::cot::{CotRecord, CotRequest, CotStatus};
 use ictflow_schemas::topic::Topic;
 use ictflow_schemas::wire::Wire;
-use ictflow_tests::support::world::{World, event, feed, item, template, weights};
+use ictflow_tests::support::world::{Hooked, World, event, feed, item, template, weights};
 use std::sync::{Arc, Mutex};
 
 type Drafts = Arc<Mutex<Vec<(CotRequest, Draft)>>>;
-
-/// Keeps what the model wrote beside passing it on.
-struct Recorded {
-    inner: Local,
-    drafts: Drafts,
-}
-
-impl Generate for Recorded {
-    fn model(&self) -> &str {
-        self.inner.model()
-    }
-    fn prompt_version(&self) -> &str {
-        self.inner.prompt_version()
-    }
-    fn parameters(&self) -> &str {
-        self.inner.parameters()
-    }
-    fn attempts(&self) -> u32 {
-        self.inner.attempts()
-    }
-    fn generate(&mut self, request: &CotRequest, attempt: u32) -> Result<Draft> {
-        let draft = self.inner.generate(request, attempt)?;
-        self.drafts.lock().unwrap().push((request.clone(), draft.clone()));
-        Ok(draft)
-    }
-}
 
 #[test]
 fn three_answers_of_the_real_model_stand_on_the_log() {
@@ -52,7 +25,15 @@ fn three_answers_of_the_real_model_stand_on_the_log() {
     let inner = Local::open(&file, Prompt::builtin(), &Decoding::default()).unwrap_or_else(|e| panic!("{e}"));
     let hash = inner.model().to_owned();
     let encoder = MiniLm::load(&models().join("encoder")).unwrap_or_else(|e| panic!("{e}"));
-    let mut job = world.start(Box::new(Recorded { inner, drafts: drafts.clone() }), Box::new(encoder));
+    let kept = drafts.clone();
+    // What the model wrote is kept beside passing it on.
+    let hook = move |inner: &mut dyn Generate, request: &CotRequest, attempt: u32| {
+        let draft = inner.generate(request, attempt)?;
+        kept.lock().unwrap().push((request.clone(), draft.clone()));
+        Ok(draft)
+    };
+    let generator = Box::new(Hooked { inner: Box::new(inner), hook });
+    let mut job = world.start(generator, Box::new(encoder));
     let minute = 60_000;
     let mut lines = vec![
         item("1", Some("Heat (1995)"), "1"),

@@ -1,6 +1,7 @@
 //! Features, examples, dead letters and wanted keys equal a batch recomputation by an independent
 //! program, and don't depend on epochs or workers.
 
+use ictflow_dataflows::config::checked::models;
 use ictflow_dataflows::epochs::read_whole;
 use ictflow_dataflows::job::Job;
 use ictflow_schemas::config::{CotStride, Semantics};
@@ -32,11 +33,9 @@ pub fn semantics(stride: u64) -> Semantics {
 
 /// Writes the mutated ml-100k as a script.
 pub fn mutated(folder: &Path, arguments: &[&str]) -> Vec<Value> {
-    let home = std::env::var("HOME").unwrap();
-    let cache = std::env::var("ICTFLOW_MODELS").unwrap_or(format!("{home}/.cache/ictflow"));
-    let (data, out) = (format!("{cache}/data/ml-100k"), folder.join("script.jsonl"));
-    assert!(Path::new(&data).exists(), "no data in {data}: run `make models` once");
-    let mut all = vec!["--data", &data, "--out", out.to_str().unwrap()];
+    let (data, out) = (models().join("data").join("ml-100k"), folder.join("script.jsonl"));
+    assert!(data.exists(), "no data in {}: run `make models` once", data.display());
+    let mut all = vec!["--data", data.to_str().unwrap(), "--out", out.to_str().unwrap()];
     all.extend(arguments);
     let (ok, text) = oracle::run("mutate.py", &all);
     assert!(ok, "{text}");
