@@ -14,9 +14,12 @@
 pub mod clock;
 pub mod encoder;
 pub mod files;
+pub mod http;
 pub mod kafka;
 pub mod llm;
 pub mod local;
+pub mod points;
+pub mod secret;
 pub mod topics;
 
 use std::time::Duration;

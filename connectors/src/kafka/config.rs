@@ -1,10 +1,10 @@
 //! The section `kafka` of the config: typed, bounded, secrets by reference.
 
-use crate::{Error, Result};
+use crate::Result;
+use crate::secret::Secret;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use serde::{Deserialize, Serialize};
-use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// How to reach Kafka, and every limit on the way. Times are milliseconds, sizes bytes.
@@ -183,74 +183,6 @@ impl Mechanism {
             Mechanism::ScramSha512 => "SCRAM-SHA-512",
         }
     }
-}
-
-/// Where a secret stands. The config never holds one itself, and a text in its place is refused
-/// without being repeated.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged, expecting = "a secret is given by reference: { file = \"PATH\" } or { env = \"NAME\" }")]
-pub enum Secret {
-    /// In a file; one line feed at its end doesn't count.
-    File {
-        /// Its path.
-        file: PathBuf,
-    },
-    /// In an environment variable.
-    Env {
-        /// Its name.
-        env: String,
-    },
-}
-
-/// A secret that was read; it prints as `[redacted]`.
-#[derive(Clone, PartialEq, Eq)]
-struct Resolved(String);
-
-impl fmt::Debug for Resolved {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[redacted]")
-    }
-}
-
-impl Secret {
-    /// Reads the secret.
-    fn resolve(&self, key: &str) -> Result<Resolved> {
-        let hint = "put the secret there, readable to this user alone";
-        let context = || format!("read the secret kafka.security.{key}");
-        let text = match self {
-            Secret::File { file } => {
-                warn_if_open(file);
-                let mut text = std::fs::read_to_string(file)
-                    .map_err(|error| Error::fatal(context(), format!("{}: {error}", file.display()), hint))?;
-                if text.ends_with('\n') {
-                    text.pop();
-                }
-                text
-            }
-            // The error names the variable only: a value that isn't UTF-8 would be printed by it.
-            Secret::Env { env } => std::env::var(env).map_err(|_| {
-                Error::fatal(context(), format!("the variable {env} is unset or not UTF-8"), hint)
-            })?,
-        };
-        if text.is_empty() || text.contains('\0') {
-            return Err(Error::fatal(context(), "it is empty or holds a NUL", hint));
-        }
-        Ok(Resolved(text))
-    }
-}
-
-/// Warns where others may read a secret's file.
-fn warn_if_open(file: &Path) {
-    #[cfg(unix)]
-    if let Ok(metadata) = std::fs::metadata(file) {
-        use std::os::unix::fs::PermissionsExt;
-        let mode = metadata.permissions().mode() & 0o777;
-        if mode & 0o077 != 0 {
-            tracing::warn!(file = %file.display(), mode = format!("{mode:o}"), "a secret's file is open to others");
-        }
-    }
-    #[cfg(not(unix))]
-    let _ = file;
 }
 
 /// What a record's framing adds at most: the batch header (61), and attributes, timestamp, offset,
@@ -465,7 +397,7 @@ impl Security {
                 }
             }
             if let Some(secret) = &self.key_password {
-                client.set("ssl.key.password", secret.resolve("key_password")?.0);
+                client.set("ssl.key.password", secret.resolve("kafka.security.key_password")?.expose());
             }
         }
         if self.protocol.authenticated() {
@@ -474,7 +406,7 @@ impl Security {
                 client.set("sasl.username", username);
             }
             if let Some(secret) = &self.password {
-                client.set("sasl.password", secret.resolve("password")?.0);
+                client.set("sasl.password", secret.resolve("kafka.security.password")?.expose());
             }
         }
         Ok(())
@@ -578,9 +510,8 @@ mod tests {
         };
         let client = config.client().unwrap();
         assert_eq!(client.get("sasl.password"), Some("hunter2"));
-        for shown in
-            [format!("{config:?}"), format!("{client:?}"), format!("{:?}", Resolved("hunter2".into()))]
-        {
+        let read = config.security.password.as_ref().unwrap().resolve("password").unwrap();
+        for shown in [format!("{config:?}"), format!("{client:?}"), format!("{read:?}")] {
             assert!(!shown.contains("hunter2"), "{shown}");
         }
         std::fs::write(&file, "\n").unwrap();

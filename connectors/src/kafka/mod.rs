@@ -35,8 +35,9 @@ mod reader;
 mod send;
 mod writer;
 
+pub use crate::secret::Secret;
 pub use client::Counts;
-pub use config::{Compression, Config, Mechanism, Protocol, Secret, Security};
+pub use config::{Compression, Config, Mechanism, Protocol, Security};
 pub use error::classify;
 
 use crate::topics::{Reader, Topics, Writer};
