@@ -115,11 +115,15 @@ fn spread(input: EpochInput, workers: usize) -> Vec<EpochInput> {
     for (i, embedding) in input.embeddings.into_iter().enumerate() {
         shares[deal(i)].embeddings.push(embedding);
     }
+    for (i, found) in input.found.into_iter().enumerate() {
+        shares[deal(i)].found.push(found);
+    }
     shares
 }
 
 impl EpochOutput {
-    fn merge(&mut self, other: EpochOutput) {
+    /// Adds another worker's share, or that of the epoch's second time.
+    pub fn merge(&mut self, other: EpochOutput) {
         self.features.extend(other.features);
         self.examples.extend(other.examples);
         self.wanted.extend(other.wanted);
@@ -127,6 +131,8 @@ impl EpochOutput {
         self.embed.extend(other.embed);
         self.demonstrations.extend(other.demonstrations);
         self.failed.extend(other.failed);
+        self.lookups.extend(other.lookups);
+        self.recall = (self.recall.0 + other.recall.0, self.recall.1 + other.recall.1);
         self.history_users += other.history_users;
         self.events += other.events;
     }
@@ -139,5 +145,6 @@ impl EpochOutput {
         self.embed.sort();
         self.demonstrations.sort();
         self.failed.sort();
+        self.lookups.sort();
     }
 }

@@ -1,7 +1,9 @@
 //! A job: polls the sources, closes an epoch, runs it through the workers, commits it.
 //!
 //! The order for an epoch: its bounds are committed on `epochs`; its records are judged and enter the
-//! dataflow; its outputs and progress are committed in one transaction. Answers of the LLM and the
+//! dataflow; its points are acknowledged by their store, where there is one; its outputs and progress
+//! are committed in one transaction. An epoch that waits for the store is kept and tried again, and
+//! nothing later begins meanwhile. Answers of the LLM and the
 //! encoder are journaled between epochs and come back as records of a later one.
 //!
 //! At start: fence both writers, *then* read progress and bounds, replay every recorded epoch from the
@@ -12,6 +14,7 @@ use crate::engine::Engine;
 use crate::epochs;
 use crate::names::Names;
 use crate::pipeline::{EpochInput, EpochOutput};
+use crate::points::PointStore;
 use crate::requester::Requester;
 use crate::sink::{Committed, Sink};
 use crate::sources::{Harvest, Judge, READ_AHEAD, Source};
@@ -19,12 +22,13 @@ use crate::texts::Texts;
 use ictflow_connectors::encoder::Embed;
 use ictflow_connectors::llm::Generate;
 use ictflow_connectors::llm::validate::Validator;
+use ictflow_connectors::points::Points;
 use ictflow_connectors::topics::{Topics, Writer};
 use ictflow_connectors::{Disposition, Error, Result};
 use ictflow_operators::clock::Clock;
 use ictflow_operators::ict::Weights;
 use ictflow_schemas::NO_TIME;
-use ictflow_schemas::config::Semantics;
+use ictflow_schemas::config::{Search, Semantics};
 use ictflow_schemas::demonstration::Demonstration;
 use ictflow_schemas::epoch::{Actives, EpochRecord, Progress, WRITER_VERSION, config_digest};
 use ictflow_schemas::framing::Digest;
@@ -33,7 +37,7 @@ use ictflow_schemas::wire::{Format, Wire};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What a job is made of.
 pub struct Parts {
@@ -49,6 +53,8 @@ pub struct Parts {
     pub encoder: Box<dyn Embed>,
     /// The ICT weights.
     pub weights: Arc<Weights>,
+    /// The store of points, and how many candidates it gives for a demonstration.
+    pub points: Option<(Box<dyn Points>, usize)>,
 }
 
 /// How a job runs. Nothing here decides a value.
@@ -90,6 +96,10 @@ pub struct Job {
     texts: Texts,
     engine: Engine,
     requester: Requester,
+    points: Option<PointStore>,
+    /// The epoch that has run and isn't committed yet.
+    pending: Option<Pending>,
+    semantics: Arc<Semantics>,
     options: Options,
     actives: Arc<Actives>,
     config: String,
@@ -104,6 +114,18 @@ pub struct Job {
     failed: BTreeSet<Digest>,
     history_users: isize,
     totals: Totals,
+}
+
+/// An epoch that has run and isn't committed yet.
+struct Pending {
+    record: EpochRecord,
+    publish: bool,
+    harvest: Harvest,
+    output: EpochOutput,
+    /// Whether its pairs were looked up.
+    found: bool,
+    /// What its commit waits for, and until when.
+    stalled: Option<(String, Instant)>,
 }
 
 /// What a step did.
@@ -123,7 +145,15 @@ impl Job {
     /// # Errors
     /// `Fatal` with a hint where the topics, the recorded bounds or the configuration don't fit.
     pub fn start(parts: Parts, semantics: Arc<Semantics>, options: Options) -> Result<Self> {
-        let Parts { mut topics, formats, generator, validator, encoder, weights } = parts;
+        let Parts { mut topics, formats, generator, validator, encoder, weights, points } = parts;
+        if semantics.search == Search::Stored && points.is_none() {
+            return Err(Error::fatal(
+                "start the job",
+                "semantics.search is stored and there is no store of points",
+                "add the section [qdrant]",
+            ));
+        }
+        let points = points.map(|(store, over_fetch)| PointStore::new(store, over_fetch, encoder.width()));
         let names = options.names.clone();
         let partitions = prepare(&mut *topics, &options)?;
         // Fence first: what is read after this can't change under us.
@@ -195,6 +225,9 @@ impl Job {
             texts: Texts::default(),
             engine,
             requester,
+            points,
+            pending: None,
+            semantics,
             options,
             actives,
             config,
@@ -211,6 +244,9 @@ impl Job {
         };
         for record in records {
             job.replay(record)?;
+            while job.pending.is_some() {
+                job.finish(STORE_PAUSE)?;
+            }
         }
         job.look_caught_up();
         Ok(job)
@@ -222,7 +258,10 @@ impl Job {
     /// # Errors
     /// `Fatal`: the job must be dropped and started anew. Nothing of the epoch is visible then.
     pub fn step(&mut self, wait: Duration) -> Result<Step> {
-        let mut step = Step { journaled: self.journal()?, ..Step::default() };
+        let step = Step { journaled: self.journal()?, ..Step::default() };
+        if self.pending.is_some() {
+            return self.finish(wait).map(|done| step.with(done));
+        }
         let record = match &self.last {
             None => self.first_bounds()?,
             Some(_) => {
@@ -238,9 +277,7 @@ impl Job {
                 self.close()?
             }
         };
-        step.epoch = Some(record.0.epoch);
-        step.committed = self.commit(record.0, record.1)?;
-        Ok(step)
+        self.commit(record.0, record.1).map(|done| step.with(done))
     }
 
     /// Appends the answers that came to their logs, and hands over what can be asked now. A step does
@@ -324,12 +361,16 @@ impl Job {
     }
 
     /// Commits the bounds of a new epoch, runs it and commits its outputs.
-    fn commit(&mut self, record: EpochRecord, harvest: Harvest) -> Result<Committed> {
+    fn commit(&mut self, record: EpochRecord, harvest: Harvest) -> Result<Option<(i64, Committed)>> {
         epochs::commit(&mut *self.bounds, self.options.names.of(Topic::Epochs), &record)?;
         self.run_and_commit(record, harvest)
     }
 
-    fn run_and_commit(&mut self, record: EpochRecord, mut harvest: Harvest) -> Result<Committed> {
+    fn run_and_commit(
+        &mut self,
+        record: EpochRecord,
+        mut harvest: Harvest,
+    ) -> Result<Option<(i64, Committed)>> {
         self.last = Some(record.clone());
         self.look_caught_up();
         self.publish |= self.caught_up;
@@ -337,6 +378,33 @@ impl Job {
         // be made with today's weights under yesterday's name. The next epoch publishes all.
         let publish = self.publish && record.actives == *self.actives;
         let output = self.run(&record, std::mem::take(&mut harvest.input), publish);
+        self.pending = Some(Pending { record, publish, harvest, output, found: false, stalled: None });
+        self.finish(Duration::ZERO)
+    }
+
+    /// Commits the epoch that has run, once its points are acknowledged. Gives the epoch, or nothing
+    /// where it has to be tried again; then it waits at most `wait` before it tries.
+    fn finish(&mut self, wait: Duration) -> Result<Option<(i64, Committed)>> {
+        let Some(mut pending) = self.pending.take() else { return Ok(None) };
+        if let Some((_, until)) = &pending.stalled {
+            let left = until.saturating_duration_since(Instant::now());
+            std::thread::sleep(left.min(wait));
+            if left > wait {
+                self.pending = Some(pending);
+                return Ok(None);
+            }
+        }
+        match self.write_points(&mut pending) {
+            Ok(()) => {}
+            Err(error) => {
+                let Disposition::Retry { after } = error.disposition else { return Err(error) };
+                tracing::warn!(%error, epoch = pending.record.epoch, "the epoch waits for the store of points");
+                pending.stalled = Some((error.to_string(), Instant::now() + after));
+                self.pending = Some(pending);
+                return Ok(None);
+            }
+        }
+        let Pending { record, publish, harvest, output, .. } = pending;
         let offsets: Vec<(String, u32, i64)> = self
             .sources
             .iter()
@@ -360,7 +428,34 @@ impl Job {
         self.totals.committed.retractions += committed.retractions;
         self.totals.committed.examples += committed.examples;
         self.totals.committed.dead_letters += committed.dead_letters;
-        Ok(committed)
+        if let Some(points) = &mut self.points {
+            points.tidy(record.epoch);
+        }
+        Ok(Some((record.epoch, committed)))
+    }
+
+    /// Writes an epoch's points, and looks its pairs up. What was done stays done when it is tried again.
+    fn write_points(&mut self, pending: &mut Pending) -> Result<()> {
+        let Some(points) = &mut self.points else { return Ok(()) };
+        if !pending.publish {
+            // While the job catches up nobody reads: the first epoch that publishes writes them all.
+            points.fall_behind();
+            return Ok(());
+        }
+        let epoch = pending.record.epoch;
+        points.write(epoch, &self.demonstrations, &pending.output.demonstrations)?;
+        if self.semantics.search == Search::Stored && !pending.found {
+            let found = points.find(&pending.output.lookups, self.semantics.demonstrations)?;
+            let input = EpochInput { found, ..EpochInput::default() };
+            let second = self.engine.run(second_time(epoch), clock(&pending.record, true), input);
+            if let Some(points) = &mut self.points {
+                points.figures.recalled += second.recall.0;
+                points.figures.measured += second.recall.1;
+            }
+            pending.output.merge(second);
+            pending.found = true;
+        }
+        Ok(())
     }
 
     /// Runs a recorded epoch again. One that is committed commits nothing; one that isn't is
@@ -381,6 +476,11 @@ impl Job {
             return Ok(());
         }
         let output = self.run(&record, std::mem::take(&mut harvest.input), false);
+        if record.epoch == self.committed && self.semantics.search == Search::Stored {
+            // The state is now just what the standing features were made of.
+            let input = EpochInput { found: self.sink.take_used(), ..EpochInput::default() };
+            self.engine.run(second_time(record.epoch), clock(&record, false), input);
+        }
         self.sink.replay(&output.examples);
         self.requester.apply(&output, &harvest.answered, &harvest.embedded);
         self.last = Some(record);
@@ -388,13 +488,7 @@ impl Job {
     }
 
     fn run(&mut self, record: &EpochRecord, input: EpochInput, publish: bool) -> EpochOutput {
-        let clock = Clock {
-            maxima: record.maxima.as_slice().into(),
-            now: record.clock,
-            publish,
-            actives: Arc::new(record.actives.clone()),
-        };
-        let output = self.engine.run(record.epoch as u64, clock, input);
+        let output = self.engine.run(first_time(record.epoch), clock(record, publish), input);
         for (demonstration, diff) in &output.demonstrations {
             if *diff > 0 {
                 self.demonstrations.insert(demonstration.clone());
@@ -432,7 +526,11 @@ impl Job {
     /// `Fatal` where the ends of the logs can't be read.
     pub fn idle(&mut self) -> Result<bool> {
         let asked = self.options.generate && (!self.requester.idle() || !self.unjournaled.is_empty());
-        if asked || !self.caught_up || self.sources.iter().any(|source| source.waiting() > 0) {
+        if asked
+            || !self.caught_up
+            || self.pending.is_some()
+            || self.sources.iter().any(|source| source.waiting() > 0)
+        {
             return Ok(false);
         }
         for source in &self.sources {
@@ -459,6 +557,16 @@ impl Job {
     /// The last committed epoch; 0 before the first.
     pub fn committed(&self) -> i64 {
         self.committed
+    }
+
+    /// What the epoch that has run waits for, where its commit can't go on.
+    pub fn stalled(&self) -> Option<&str> {
+        self.pending.as_ref()?.stalled.as_ref().map(|(why, _)| why.as_str())
+    }
+
+    /// What was written to the store of points and asked there; `None` without one.
+    pub fn points(&self) -> Option<crate::points::Figures> {
+        self.points.as_ref().map(|points| points.figures)
     }
 
     /// The store of the topics, to append to its inputs.
@@ -514,6 +622,37 @@ impl Job {
     /// Totals since start.
     pub fn totals(&self) -> Totals {
         self.totals
+    }
+}
+
+impl Step {
+    fn with(mut self, done: Option<(i64, Committed)>) -> Self {
+        if let Some((epoch, committed)) = done {
+            (self.epoch, self.committed) = (Some(epoch), committed);
+        }
+        self
+    }
+}
+
+/// The longest pause between two tries of a commit while recorded epochs are run again.
+const STORE_PAUSE: Duration = Duration::from_millis(200);
+
+/// The dataflow's time for what an epoch's logs bring.
+fn first_time(epoch: i64) -> u64 {
+    2 * epoch as u64
+}
+
+/// The dataflow's time for what the store of points answers.
+fn second_time(epoch: i64) -> u64 {
+    first_time(epoch) + 1
+}
+
+fn clock(record: &EpochRecord, publish: bool) -> Clock {
+    Clock {
+        maxima: record.maxima.as_slice().into(),
+        now: record.clock,
+        publish,
+        actives: Arc::new(record.actives.clone()),
     }
 }
 

@@ -9,6 +9,7 @@ pub mod explain;
 pub mod job;
 pub mod names;
 pub mod pipeline;
+pub mod points;
 pub mod progress;
 pub mod requester;
 pub mod sink;

@@ -10,8 +10,10 @@
 //! cot ─▶ answers ──────────────────────────────────────────────┼┼── demonstrations ◀──┘
 //!                                                              ││        │ newest (broadcast)
 //!                                                              ▼▼        ▼
-//!                                                             retrieval ─ features ─▶ sink
+//!                              points ◀─ lookups ─ found ─▶ retrieval ─ features ─▶ sink
 //! ```
+//! `lookups` and `found` are there only where a store of points searches; it is written and asked
+//! outside, between the two times that every epoch has.
 //!
 //! Data enters only at an epoch whose bounds are committed. What is slow or not deterministic, the
 //! LLM and the encoder, runs outside: its answers are logs and come back as inputs. Nothing
@@ -30,7 +32,7 @@ use ictflow_operators::history::{self, history};
 use ictflow_operators::ict::Weights;
 use ictflow_operators::journal::journal;
 use ictflow_operators::pairs::{CandidateChange, pairs};
-use ictflow_operators::retrieval::retrieval;
+use ictflow_operators::retrieval::{self, Found, Lookup, retrieval};
 use ictflow_operators::staged::broadcast;
 use ictflow_operators::vectors::{self, EmbeddingChange};
 use ictflow_operators::{Changes, Epoch};
@@ -59,6 +61,8 @@ pub struct EpochInput {
     pub answers: Vec<AnswerChange>,
     /// Records of `embeddings`.
     pub embeddings: Vec<EmbeddingChange>,
+    /// Answers of the store of points.
+    pub found: Vec<Found>,
 }
 
 /// What leaves in one epoch, or one worker's share of it.
@@ -76,6 +80,10 @@ pub struct EpochOutput {
     pub embed: Changes<Digest>,
     /// Demonstrations in the pool.
     pub demonstrations: Changes<Arc<Demonstration>>,
+    /// Pairs that ask the store of points.
+    pub lookups: Vec<Lookup>,
+    /// Recall of measured lookups: found, and of how many.
+    pub recall: (u64, u64),
     /// Keys with only a failure standing.
     pub failed: Changes<Digest>,
     /// Users with a newest history.
@@ -91,6 +99,7 @@ pub struct Inputs {
     candidates: InputSession<Epoch, CandidateChange, isize>,
     answers: InputSession<Epoch, AnswerChange, isize>,
     embeddings: InputSession<Epoch, EmbeddingChange, isize>,
+    found: InputSession<Epoch, Found, isize>,
     clock: InputSession<Epoch, (u64, Clock), isize>,
 }
 
@@ -141,8 +150,20 @@ pub fn pipeline(worker: &mut Worker, semantics: &Arc<Semantics>, weights: &Arc<W
         let embed = journal(item_texts.concat(cot_texts).map(|text| (text, ())), embedded);
 
         let pooled = broadcast(pool.clone(), peers);
-        let retrieved = retrieval(pairs, newest_histories.clone(), states, pooled, clock.clone(), k);
-        let features = features(retrieved, clock, weights.clone(), k);
+        let retrieved = retrieval(
+            retrieval::Inputs {
+                pairs,
+                newest: newest_histories.clone(),
+                items: states,
+                demonstrations: pooled,
+                found: inputs.found.to_collection(scope),
+                clock: clock.clone(),
+            },
+            semantics.search,
+            k,
+        );
+        let selections = retrieved.clone().flat_map(retrieval::Output::pair);
+        let features = features(selections, clock, weights.clone(), k);
 
         let out = |outbox: &Rc<RefCell<EpochOutput>>| (outbox.clone(), probe.clone());
         deliver(features, out(&outbox), |out, datum, diff| out.features.push((datum, diff)));
@@ -150,6 +171,12 @@ pub fn pipeline(worker: &mut Worker, semantics: &Arc<Semantics>, weights: &Arc<W
         deliver(generate.wanted, out(&outbox), |out, (key, _), diff| out.wanted.push((key, diff)));
         deliver(generate.requests, out(&outbox), |out, datum, diff| out.generate.push((datum, diff)));
         deliver(embed.requests, out(&outbox), |out, (text, ()), diff| out.embed.push((text, diff)));
+        let lookups = retrieved.clone().flat_map(retrieval::Output::lookup);
+        deliver(lookups, out(&outbox), |out, lookup, _| out.lookups.push(lookup));
+        let recall = retrieved.flat_map(retrieval::Output::recall);
+        deliver(recall, out(&outbox), |out, (found, of), _| {
+            out.recall = (out.recall.0 + u64::from(found), out.recall.1 + u64::from(of));
+        });
         deliver(pool, out(&outbox), |out, datum, diff| out.demonstrations.push((datum, diff)));
         let failed = answers.flat_map(answers::Output::failed);
         deliver(failed, out(&outbox), |out, key, diff| out.failed.push((key, diff)));
@@ -167,14 +194,15 @@ impl Inputs {
             candidates: InputSession::new(),
             answers: InputSession::new(),
             embeddings: InputSession::new(),
+            found: InputSession::new(),
             clock: InputSession::new(),
         }
     }
 }
 
 impl Pipeline {
-    /// Runs one epoch: feeds this worker's share, steps until the epoch is complete everywhere, and
-    /// gives this worker's share of the output. Every worker must run every epoch, in order.
+    /// Runs one time: feeds this worker's share, steps until the time is complete everywhere, and
+    /// gives this worker's share of the output. Every worker must run every time, in order.
     pub fn run(&mut self, worker: &mut Worker, epoch: Epoch, clock: Clock, input: EpochInput) -> EpochOutput {
         let index = worker.index() as u64;
         let inputs = &mut self.inputs;
@@ -185,6 +213,7 @@ impl Pipeline {
         feed(&mut inputs.candidates, epoch, input.candidates);
         feed(&mut inputs.answers, epoch, input.answers);
         feed(&mut inputs.embeddings, epoch, input.embeddings);
+        feed(&mut inputs.found, epoch, input.found);
         inputs.clock.advance_to(epoch + 1);
         inputs.clock.flush();
         let probe = &self.probe;

@@ -16,8 +16,9 @@ use ictflow_connectors::{Error, Result};
 use ictflow_operators::Changes;
 use ictflow_operators::examples::is_final;
 use ictflow_operators::features::FeatureUpdate;
+use ictflow_operators::retrieval::Found;
 use ictflow_schemas::Millis;
-use ictflow_schemas::config::Semantics;
+use ictflow_schemas::config::{Search, Semantics};
 use ictflow_schemas::dead_letter::DeadLetter;
 use ictflow_schemas::epoch::{Progress, WRITER_VERSION};
 use ictflow_schemas::example::Example;
@@ -67,6 +68,8 @@ pub struct Sink {
     /// Live pairs without a feature: they wait for a vector.
     waiting: HashSet<Vec<u8>>,
     publishing: bool,
+    /// What stood when the sink was opened, with the demonstrations used; taken once.
+    used: Vec<Found>,
     /// Examples as a replay recomputes them, by key: those not final at the committed epoch.
     rebuilt: Option<Rebuilt>,
     /// Examples that came into being less those that went, for the accounting.
@@ -97,12 +100,18 @@ impl Sink {
         maxima: Option<Vec<Millis>>,
     ) -> Result<Self> {
         let mut standing = HashMap::new();
+        // A store of points isn't asked again for what it answered before.
+        let keep_used = semantics.search == Search::Stored;
+        let mut used: HashMap<Vec<u8>, Found> = HashMap::new();
         read_whole(topics, names.of(Topic::Features), |record| {
             let Some(key) = record.key else { return };
+            used.remove(&key);
             match record.value {
                 Some(value) => {
-                    let k = Feature::decode(&value).map_or(0, |feature| feature.demonstrations.len());
-                    standing.insert(key, Standing::new(&value, k));
+                    let feature = Feature::decode(&value).ok();
+                    let k = feature.as_ref().map_or(0, |feature| feature.demonstrations.len());
+                    standing.insert(key.clone(), Standing::new(&value, k));
+                    used.extend(feature.filter(|_| keep_used).map(|feature| (key, standing_of(&feature))));
                 }
                 None => {
                     standing.remove(&key);
@@ -134,9 +143,16 @@ impl Sink {
             standing,
             waiting: HashSet::new(),
             publishing: false,
+            used: used.into_values().collect(),
             rebuilt,
             examples: 0,
         })
+    }
+
+    /// The demonstrations that each standing feature uses, for a job that searches in a store of points;
+    /// only once.
+    pub fn take_used(&mut self) -> Vec<Found> {
+        std::mem::take(&mut self.used)
     }
 
     /// Takes the output of a replayed epoch, which was committed before.
@@ -333,6 +349,16 @@ fn net(changes: &Changes<Arc<Example>>) -> BTreeMap<Vec<u8>, (u32, Option<Vec<u8
         }
     }
     net
+}
+
+/// A feature's demonstrations, as retrieval takes them back.
+fn standing_of(feature: &Feature) -> Found {
+    Found {
+        user: feature.user_id.as_str().into(),
+        item: feature.item_id.as_str().into(),
+        ids: feature.demonstrations.iter().filter_map(|used| used.id.parse().ok()).collect(),
+        standing: true,
+    }
 }
 
 fn record(topic: &str, partition: u32, key: Vec<u8>, value: Option<Vec<u8>>) -> NewRecord {

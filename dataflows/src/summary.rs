@@ -57,6 +57,15 @@ pub struct Summary {
     pub llm_tokens_out: i64,
     /// Texts embedded.
     pub embeddings_computed: u64,
+    /// Points written to a store of points.
+    pub points_upserted: u64,
+    /// Points marked as deleted there.
+    pub points_deleted: u64,
+    /// Pairs looked up there.
+    pub lookups: u64,
+    /// Of measured lookups, the share of the exactly best demonstrations that were found; 1 where none
+    /// was measured.
+    pub recall: f64,
     /// Users with a newest history.
     pub history_users: isize,
     /// Dead letters written.
@@ -80,6 +89,7 @@ impl Summary {
         let accounting = &requester.accounting;
         let wanted = requester.wanted().len();
         let ratio = |a: f64, b: f64| if b == 0.0 { 1.0 } else { a / b };
+        let points = job.points().unwrap_or_default();
         Summary {
             interactions: job.judgements().interactions,
             accepted: job.judgements().accepted,
@@ -106,6 +116,10 @@ impl Summary {
             llm_tokens_in: accounting.tokens_in,
             llm_tokens_out: accounting.tokens_out,
             embeddings_computed: accounting.embeddings,
+            points_upserted: points.upserted,
+            points_deleted: points.deleted,
+            lookups: points.lookups,
+            recall: ratio(points.recalled as f64, points.measured as f64),
             history_users: job.history_users(),
             dead_letters: totals.committed.dead_letters,
             epochs: totals.epochs,

@@ -27,6 +27,18 @@ impl Default for CotStride {
     }
 }
 
+/// How the demonstrations of a pair are searched for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Search {
+    /// By exact scores over all of them, inside the dataflow: features are an exactly maintained view.
+    #[default]
+    Exact,
+    /// By a store of points outside: candidates are over-fetched there and scored exactly here. Every
+    /// vector equals the ICT of the ids in its record; which ids they are is the store's recall.
+    Stored,
+}
+
 /// Everything that decides an output beside the actives. Times are milliseconds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -57,6 +69,8 @@ pub struct Semantics {
     pub max_live_pairs: usize,
     /// Demonstrations kept, the newest by (label_time, point id).
     pub max_demonstrations: usize,
+    /// How demonstrations are searched for.
+    pub search: Search,
     /// What each kind means.
     pub kinds: KindTable,
 }
@@ -80,6 +94,7 @@ impl Default for Semantics {
             max_candidates: 1_000,
             max_live_pairs: 1_000_000,
             max_demonstrations: 100_000,
+            search: Search::default(),
             kinds: default_kinds(),
         }
     }

@@ -176,9 +176,24 @@ class Differences:
 # --- what has to be on the output topics ---------------------------------------------------------------------
 
 
-def expected_features(world, weights):
-    """Values of `features` by (user, item), and the demonstrations that each uses."""
-    used = retrieve(world)
+def published_columns(world, actual):
+    """By pair the live demonstrations that its feature on the topic names; one that isn't live is left out."""
+    column = {d.id: at for at, d in enumerate(world.demonstrations)}
+    named = {pair: actual.get(pair, {}).get("demonstrations", []) for pair in world.pairs}
+    return {
+        pair: {column[used["id"]] for used in row if used["id"] in column}
+        for pair, row in named.items()
+    }
+
+
+def expected_features(world, weights, actual=None):
+    """Values of `features` by (user, item), and the demonstrations that each uses.
+
+    Where a store of points searches, which demonstrations a feature uses is read from `actual`, the topic. All the
+    rest, their being live, scores, order, history and vector, is recomputed.
+    """
+    stored = world.config.search == "stored" and actual is not None
+    used = retrieve(world, published_columns(world, actual) if stored else None)
     vectors = forward(weights, world, used)
     actives, k = world.actives, world.config.k
     out = {}
@@ -485,16 +500,17 @@ def verify(args):
         diff.add("epochs: clock", {"expected": world.clock, "got": last["clock"]})
     if world.width is not None and world.width != weights.width:
         raise BadDump(f"the weights take vectors of {weights.width}, the encoder gave {world.width}")
-    features = expected_features(world, weights)
-    examples = expected_examples(world)
-    computed = time.monotonic()
 
     def users_partition(user):
         return partition_of(user.encode("utf-8"), counts["interactions"])
 
+    published = compacted(logs["features"], "features", diff, users_partition)
+    features = expected_features(world, weights, published)
+    examples = expected_examples(world)
+    computed = time.monotonic()
     for topic in dumps.OUTPUTS:
         check_headers(logs[topic], topic, last["epoch"], diff)
-    result = compare_features(features, compacted(logs["features"], "features", diff, users_partition), diff)
+    result = compare_features(features, published, diff)
     compared = {
         "features": result["compared"],
         "demonstrations": result["demonstrations"],
@@ -529,6 +545,7 @@ def verify(args):
             "live_demonstrations": len(world.demonstrations),
         },
         "full_share": round(share, 6),
+        "recall": world.hits["recalled"] / world.hits["recall_of"] if world.hits["recall_of"] else 1.0,
         "max_ict_error": result["max_ict_error"],
         "differences": len(diff),
         "difference_counts": diff.counts,

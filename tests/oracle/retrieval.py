@@ -82,8 +82,12 @@ def query_sums(world, users):
     return sums, counts
 
 
-def retrieve(world):
-    """For every pair of `world.pairs` the demonstrations used: [(index, score)], nearest last."""
+def retrieve(world, published=None):
+    """For every pair of `world.pairs` the demonstrations used: [(index, score)], nearest last.
+
+    `published` gives the columns that each pair's feature names, where a store of points searched: then these are
+    used, with exact scores and in exact order. One that the pair may not use is left out, and so a difference.
+    """
     hits = world.hits
     pairs, demonstrations, k = world.pairs, world.demonstrations, world.config.k
     if not pairs:
@@ -114,6 +118,14 @@ def retrieve(world):
         for row in shut:
             open_scores[row, own[part[row]]] = SHUT_OUT
         chosen, filled = choose(open_scores, labels, k)
+        if published is not None:
+            exact, filled = chosen, 0
+            chosen = [
+                sorted((c for c in published[pair] if open_scores[row, c] != SHUT_OUT), key=lambda c: (scores[row, c], c))
+                for row, pair in enumerate(part)
+            ]
+            hits["recall_of"] += sum(map(len, exact))
+            hits["recalled"] += sum(len(set(a) & set(b)) for a, b in zip(exact, chosen))
         hits["quota_filled_from_other_side"] += filled
         if shut:
             greedy, _ = choose(scores[shut], labels, k)

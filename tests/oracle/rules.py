@@ -63,6 +63,7 @@ DEFAULT_CONFIG = {
     "max_window_events": 10_000,
     "pair_ttl_ms": DAY,
     "prompt_history": 10,
+    "search": "exact",
 }
 
 
@@ -126,6 +127,9 @@ class Config:
         self.max_candidates = raw["max_candidates"]
         self.max_live_pairs = raw["max_live_pairs"]
         self.max_demonstrations = raw["max_demonstrations"]
+        self.search = raw["search"]
+        if self.search not in ("exact", "stored"):
+            raise ValueError(f"the config has an unknown search: {self.search}")
         self.kinds = {name: Kind(row) for name, row in raw["kinds"].items()}
 
     @classmethod

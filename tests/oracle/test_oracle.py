@@ -476,6 +476,69 @@ def test_a_consistent_world_has_no_difference(small):
     assert not [name for name, hits in report["hits"].items() if hits == 0 and name not in rare]
 
 
+# --- a store of points searches ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def stored(small, tmp_path_factory):
+    """The same world where a store of points searches."""
+    folder = tmp_path_factory.mktemp("stored") / "dumps"
+    script = small[0].parent / "script.jsonl"
+    world = made_up.make(script, folder, seed=3, width=24, pool=60, search="stored", **SMALL)
+    return folder, world
+
+
+def other_choice(world, feature):
+    """The feature's demonstrations with the first one replaced by one that it doesn't use, of the same label."""
+    used = {d["id"] for d in feature["demonstrations"]}
+    for d in world.demonstrations:
+        own = (d.example.user, d.example.item) == (feature["user_id"], feature["item_id"])
+        if d.id not in used and not own and d.example.label == feature["demonstrations"][0]["label"]:
+            return [{"id": d.id}, *feature["demonstrations"][1:]]
+    raise AssertionError("every demonstration is used")
+
+
+def test_a_stored_search_may_choose_and_must_compute(stored, tmp_path):
+    folder = Path(shutil.copytree(stored[0], tmp_path / "dumps"))
+    code, report = verify(folder)
+    assert (code, report["differences"], report["recall"]) == (0, 0, 1.0)
+    weights = oracle.Ict(folder / "weights.safetensors")
+    world = stored[1]
+
+    def choose_others(rows):
+        for row in standing(rows)[:5]:
+            pair = tuple(row["key"])
+            actual = {pair: {"demonstrations": other_choice(world, row["value"])}}
+            row["value"] = oracle.expected_features(world, weights, actual)[pair]
+        return rows
+
+    change(folder, "features", choose_others)
+    code, report = verify(folder)
+    assert (code, report["differences"]) == (0, 0) and 0.9 < report["recall"] < 1.0
+
+    def keep_the_vector(rows):
+        row = standing(rows)[7]
+        row["value"]["demonstrations"][0]["id"] = other_choice(world, row["value"])[0]["id"]
+        return rows
+
+    change(folder, "features", keep_the_vector)
+    code, report = verify(folder)
+    assert code == 1 and report["difference_counts"].keys() >= {"features: ict"}
+
+
+@pytest.mark.parametrize("id", ["00000000-0000-5000-8000-000000000000", "no id"])
+def test_a_stored_search_names_only_live_demonstrations(stored, tmp_path, id):
+    folder = Path(shutil.copytree(stored[0], tmp_path / "dumps"))
+
+    def name_a_stranger(rows):
+        standing(rows)[3]["value"]["demonstrations"][1]["id"] = id
+        return rows
+
+    change(folder, "features", name_a_stranger)
+    code, report = verify(folder)
+    assert code == 1 and report["difference_counts"].keys() >= {"features: demonstrations", "features: k"}
+
+
 def test_scores_of_the_world_against_plain_integers(small):
     world = small[1]
     used = retrieval.retrieve(world)

@@ -241,6 +241,7 @@ impl Config {
             validator: Validator::new(&Prompt::builtin()),
             encoder,
             weights,
+            points: None,
         })
     }
 

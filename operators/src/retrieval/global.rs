@@ -14,7 +14,7 @@
 
 use ictflow_schemas::demonstration::Demonstration;
 use ictflow_schemas::vector::{VectorSum, dot, history_term};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -30,6 +30,11 @@ impl Pool {
     /// The demonstration in a slot.
     pub fn get(&self, slot: usize) -> Option<&Arc<Demonstration>> {
         self.slots.get(slot)?.as_ref()
+    }
+
+    /// The slot of a demonstration.
+    pub fn slot(&self, id: &Uuid) -> Option<usize> {
+        self.by_id.get(id).copied()
     }
 
     /// How many slots there are, free ones included.
@@ -112,6 +117,17 @@ impl ItemRow {
     }
 }
 
+/// The score of a slot by the terms of its two rows.
+pub fn score((user, item): (&UserRow, &ItemRow), slot: usize) -> i64 {
+    user.0[slot] + i64::from(item.0[slot])
+}
+
+/// The score of one demonstration without rows.
+pub fn score_of(history: &VectorSum, item: &[i16], demonstration: &Demonstration) -> i64 {
+    history_term(history.dot(&demonstration.mean), history.n)
+        + i64::from(dot(item, demonstration.item_vector()))
+}
+
 /// How near a demonstration is, then which slot it has. Greater is nearer.
 type Rank = (i64, i64, Uuid, usize);
 
@@ -122,19 +138,35 @@ pub struct Best {
 }
 
 impl Best {
-    /// Scans the whole pool.
+    /// Scans the whole pool with the terms of two rows.
     pub fn scan(user: &str, item: &str, rows: (&UserRow, &ItemRow), pool: &Pool, k: usize) -> Self {
         let mut best = Best::default();
         for (slot, demonstration) in pool.occupied() {
-            if best.accepts(user, item, rows, slot, demonstration, k) {
-                best.offer(rows, slot, demonstration, k);
-            }
+            best.offer(user, item, score(rows, slot), slot, demonstration, k);
         }
         best
     }
 
-    fn rank((user, item): (&UserRow, &ItemRow), slot: usize, demonstration: &Demonstration) -> Rank {
-        (user.0[slot] + i64::from(item.0[slot]), demonstration.label_time, demonstration.id, slot)
+    /// Takes a demonstration that isn't held where it belongs to the best K of its label; the worst of
+    /// K + 1 leaves. Says whether it did.
+    pub fn offer(
+        &mut self,
+        user: &str,
+        item: &str,
+        score: i64,
+        slot: usize,
+        demonstration: &Demonstration,
+        k: usize,
+    ) -> bool {
+        let accepted = self.accepts(user, item, score, slot, demonstration, k);
+        if accepted {
+            let side = &mut self.sides[usize::from(demonstration.positive)];
+            let rank = (score, demonstration.label_time, demonstration.id, slot);
+            let place = side.partition_point(|better| *better > rank);
+            side.insert(place, rank);
+            side.truncate(k);
+        }
+        accepted
     }
 
     /// Whether a demonstration that isn't held belongs to the best K of its label.
@@ -142,31 +174,24 @@ impl Best {
         &self,
         user: &str,
         item: &str,
-        rows: (&UserRow, &ItemRow),
+        score: i64,
         slot: usize,
         demonstration: &Demonstration,
         k: usize,
     ) -> bool {
         let side = &self.sides[usize::from(demonstration.positive)];
-        let room =
-            side.len() < k || side.last().is_some_and(|worst| *worst < Self::rank(rows, slot, demonstration));
+        let rank = (score, demonstration.label_time, demonstration.id, slot);
+        let room = side.len() < k || side.last().is_some_and(|worst| *worst < rank);
         let own = &*demonstration.identity.user == user && &*demonstration.item == item;
         room && !own
     }
 
-    /// Takes a demonstration that [`Best::accepts`]; the worst of K + 1 leaves.
-    pub fn offer(
-        &mut self,
-        rows: (&UserRow, &ItemRow),
-        slot: usize,
-        demonstration: &Demonstration,
-        k: usize,
-    ) {
-        let side = &mut self.sides[usize::from(demonstration.positive)];
-        let rank = Self::rank(rows, slot, demonstration);
-        let place = side.partition_point(|better| *better > rank);
-        side.insert(place, rank);
-        side.truncate(k);
+    /// Lets go of what the selection doesn't use.
+    pub fn without_reserve(self, k: usize) -> Self {
+        let used: HashSet<usize> = self.selection(k).into_iter().map(|(slot, _)| slot).collect();
+        Best {
+            sides: self.sides.map(|side| side.into_iter().filter(|rank| used.contains(&rank.3)).collect()),
+        }
     }
 
     /// The slots held for either label, used or in reserve.

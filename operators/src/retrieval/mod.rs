@@ -9,29 +9,40 @@
 //! While the clock says not to publish only the pools are kept; the first epoch that publishes
 //! computes every live pair once.
 //!
-//! **Memory**: the broadcast catalog and pool; vectors and rows by live user and live item, never by
-//! pair; 2K ranks a pair.
+//! **Two searches** ([`Search`]) with one contract, a batch of pairs in and scored demonstrations out:
+//! * `Exact` scans the pool here, and the selections are an exactly maintained view: a demonstration
+//!   that arrives, changes or leaves touches just the pairs whose best it changes.
+//! * `Stored` asks a store of points outside timely. An epoch then has two times: at the first the
+//!   touched pairs ask ([`Lookup`]), at the second the candidates come back ([`Input::Found`]), ids that
+//!   aren't in the pool are dropped and the rest is scored with the same exact integers. A pair is
+//!   looked up when its query changed, a demonstration that it uses left or changed, or it has fewer
+//!   than K and a new one came; so a new demonstration alone doesn't reach a pair that has K.
+//!
+//! **Memory**: the broadcast catalog and pool; vectors by live user and live item, never by pair; 2K
+//! ranks a pair, K of them for `Stored`; for `Exact` rows of scores by live user and live item.
 //!
 //! A source is one file here with one contract: (pair, pool) → scored demonstrations in order, exact
 //! and a pure function of the logs.
 
 pub mod global;
+mod maintain;
+mod stored;
 
-use crate::catalog::states_of;
+use crate::Epoch;
 use crate::clock::Clock;
-use crate::index::{set, unlink};
 use crate::staged::{route, staged};
-use crate::{Changes, Epoch};
 use differential_dataflow::VecCollection;
-use global::{Best, ItemRow, Pool, UserRow};
 use ictflow_schemas::Id;
 use ictflow_schemas::catalog::Item;
 use ictflow_schemas::demonstration::Demonstration;
 use ictflow_schemas::history::History;
-use ictflow_schemas::vector::VectorSum;
+use ictflow_schemas::vector::{Quantised, VectorSum};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
+use uuid::Uuid;
+
+pub use ictflow_schemas::config::Search;
+pub use maintain::Retrieval;
 
 /// What the operator takes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -44,8 +55,79 @@ pub enum Input {
     Item(u64, (Id, Item)),
     /// A demonstration, for the worker named.
     Demonstration(u64, Arc<Demonstration>),
+    /// Candidates of a pair from the store of points.
+    Found(Found),
     /// The epoch's clock, for the worker named.
     Clock(u64, Clock),
+}
+
+/// What is known of a pair from outside the dataflow.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Found {
+    /// The user.
+    pub user: Id,
+    /// The item.
+    pub item: Id,
+    /// Ids of points: candidates, or what the published feature uses.
+    pub ids: Vec<Uuid>,
+    /// Whether the ids are those of the feature that stood when the job was started: then the pair
+    /// keeps them until something changes.
+    pub standing: bool,
+}
+
+/// What the operator gives.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Output {
+    /// A touched pair.
+    Pair(PairUpdate),
+    /// A pair that asks for candidates.
+    Lookup(Lookup),
+    /// Of a pair looked up: how many of the exactly best demonstrations were found, and how many these
+    /// are. One pair in [`MEASURED`] is measured, by a hash of its ids.
+    Recall(u32, u32),
+}
+
+impl Output {
+    /// The touched pair.
+    pub fn pair(self) -> Option<PairUpdate> {
+        match self {
+            Output::Pair(pair) => Some(pair),
+            _ => None,
+        }
+    }
+
+    /// The lookup.
+    pub fn lookup(self) -> Option<Lookup> {
+        match self {
+            Output::Lookup(lookup) => Some(lookup),
+            _ => None,
+        }
+    }
+
+    /// The measured recall: found, of so many.
+    pub fn recall(self) -> Option<(u32, u32)> {
+        match self {
+            Output::Recall(found, of) => Some((found, of)),
+            _ => None,
+        }
+    }
+}
+
+/// One pair looked up in so many is also scanned for exactly, to report recall: at 100,000
+/// demonstrations a scan takes about 10 ms.
+pub const MEASURED: u64 = 64;
+
+/// A pair that asks for candidates, with its query.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Lookup {
+    /// The user.
+    pub user: Id,
+    /// The item.
+    pub item: Id,
+    /// The sum of the vectors of the user's history.
+    pub history: VectorSum,
+    /// The item's vector.
+    pub vector: Quantised,
 }
 
 /// The user's side of a query, shared by all pairs of the user.
@@ -83,325 +165,40 @@ pub struct PairUpdate {
     pub live: bool,
 }
 
-#[derive(Debug, Default)]
-struct User {
-    history: History,
-    /// The pairs of the user with their best demonstrations, `None` where not computed.
-    pairs: HashMap<Id, Option<Best>>,
-    view: Arc<UserView>,
-    row: UserRow,
-    /// Whether `view` and `row` stand.
-    ready: bool,
+/// The operator's inputs. `items` and `demonstrations` are broadcast.
+pub struct Inputs<'s> {
+    /// Pairs, as far as the user's side says.
+    pub pairs: VecCollection<'s, Epoch, (Id, Id), isize>,
+    /// Users' newest histories.
+    pub newest: VecCollection<'s, Epoch, (Id, History), isize>,
+    /// Items' states.
+    pub items: VecCollection<'s, Epoch, (u64, (Id, Item)), isize>,
+    /// The pool.
+    pub demonstrations: VecCollection<'s, Epoch, (u64, Arc<Demonstration>), isize>,
+    /// Candidates from the store of points; empty for `Exact`.
+    pub found: VecCollection<'s, Epoch, Found, isize>,
+    /// The clock.
+    pub clock: VecCollection<'s, Epoch, (u64, Clock), isize>,
 }
 
-#[derive(Debug, Default)]
-struct Target {
-    users: HashSet<Id>,
-    row: Option<ItemRow>,
-}
-
-/// The state of the operator.
-#[derive(Debug)]
-pub struct Retrieval {
-    k: usize,
-    items: HashMap<Id, Item>,
-    pool: Pool,
-    users: HashMap<Id, User>,
-    /// By item, the users who have a pair with it.
-    targets: HashMap<Id, Target>,
-    /// By item, the users with pairs whose history has it.
-    readers: HashMap<Id, HashSet<Id>>,
-    /// By slot, the pairs that hold it among their best.
-    holders: HashMap<usize, HashSet<(Id, Id)>>,
-    publishing: bool,
-}
-
-/// What an epoch touches.
-#[derive(Default)]
-struct Touched {
-    /// Users whose view has to be made anew.
-    views: BTreeSet<Id>,
-    /// Items whose state changed.
-    items: BTreeSet<Id>,
-    /// Pairs to emit.
-    pairs: BTreeSet<(Id, Id)>,
-    /// Pairs whose best has to be scanned for.
-    stale: BTreeSet<(Id, Id)>,
-    /// Slots emptied.
-    removed: BTreeSet<usize>,
-    /// Slots filled.
-    added: BTreeSet<usize>,
-}
-
-impl Retrieval {
-    /// An empty state for K demonstrations.
-    pub fn new(k: usize) -> Self {
-        Retrieval {
-            k,
-            items: HashMap::new(),
-            pool: Pool::default(),
-            users: HashMap::new(),
-            targets: HashMap::new(),
-            readers: HashMap::new(),
-            holders: HashMap::new(),
-            publishing: false,
-        }
-    }
-
-    /// Takes an epoch's changes.
-    pub fn step(&mut self, changes: Changes<Input>, out: &mut Changes<PairUpdate>) {
-        let mut touched = Touched::default();
-        let mut arrived = Vec::new();
-        let mut histories: HashMap<Id, Option<History>> = HashMap::new();
-        let mut publish = self.publishing;
-        for (input, diff) in changes {
-            match input {
-                Input::Clock(_, clock) => publish |= clock.publish,
-                Input::Item(_, (id, item)) => {
-                    set(&mut self.items, id.clone(), item, diff);
-                    touched.items.insert(id);
-                }
-                Input::Demonstration(_, demonstration) if diff > 0 => arrived.push(demonstration),
-                Input::Demonstration(_, demonstration) => {
-                    touched.removed.extend(self.pool.remove(&demonstration))
-                }
-                Input::Newest(user, history) => {
-                    let newest = histories.entry(user).or_default();
-                    if diff > 0 {
-                        *newest = Some(history);
-                    }
-                }
-                Input::Pair((user, item)) => {
-                    if diff > 0 {
-                        self.users.entry(user.clone()).or_default().pairs.insert(item.clone(), None);
-                        self.targets.entry(item.clone()).or_default().users.insert(user.clone());
-                    } else {
-                        self.drop_pair(&user, &item);
-                        // With the last pair the view goes too.
-                        if self.users.get(&user).is_some_and(|state| state.pairs.is_empty()) {
-                            touched.views.insert(user.clone());
-                        }
-                    }
-                    touched.pairs.insert((user, item));
-                }
-            }
-        }
-        // Slots are numbered in an order that doesn't depend on the workers.
-        arrived.sort();
-        touched.added.extend(arrived.into_iter().map(|demonstration| self.pool.insert(demonstration)));
-        for (user, history) in histories {
-            self.users.entry(user.clone()).or_default().history = history.unwrap_or_default();
-            touched.views.insert(user);
-        }
-        if publish {
-            if !self.publishing {
-                self.publishing = true;
-                touched.views.extend(self.users.keys().cloned());
-                let all = self.users.iter();
-                touched.pairs.extend(
-                    all.flat_map(|(user, state)| state.pairs.keys().map(|item| (user.clone(), item.clone()))),
-                );
-            }
-            self.refresh(&mut touched);
-            self.emit(touched.pairs, out);
-        }
-        self.pool.reuse(touched.removed);
-    }
-
-    /// Brings views, rows and the best of the touched pairs up to date, and adds to the touched pairs.
-    fn refresh(&mut self, touched: &mut Touched) {
-        for item in &touched.items {
-            touched.views.extend(self.readers.get(item).into_iter().flatten().cloned());
-            if let Some(target) = self.targets.get_mut(item) {
-                target.row = None;
-                for user in &target.users {
-                    touched.pairs.insert((user.clone(), item.clone()));
-                    touched.stale.insert((user.clone(), item.clone()));
-                }
-            }
-        }
-        // A user gets a view with the first pair.
-        touched
-            .views
-            .extend(touched.pairs.iter().map(|(user, _)| user).filter(|u| self.lacks_view(u)).cloned());
-        for user in &touched.views {
-            self.make_view(user);
-            for item in self.users.get(user).into_iter().flat_map(|state| state.pairs.keys()) {
-                touched.pairs.insert((user.clone(), item.clone()));
-                touched.stale.insert((user.clone(), item.clone()));
-            }
-        }
-        for pair in touched.removed.iter().filter_map(|slot| self.holders.get(slot)).flatten() {
-            touched.pairs.insert(pair.clone());
-            touched.stale.insert(pair.clone());
-        }
-        self.update_rows(&touched.added);
-        let scanned: Vec<(Id, Id)> = touched
-            .pairs
-            .iter()
-            .filter(|pair| touched.stale.contains(*pair) || self.lacks_best(pair))
-            .cloned()
-            .collect();
-        for pair in &scanned {
-            let best = self.scan(pair);
-            self.set_best(pair, best);
-        }
-        if !touched.added.is_empty() {
-            touched.stale.extend(scanned);
-            self.offer(touched);
-        }
-    }
-
-    fn lacks_best(&self, pair: &(Id, Id)) -> bool {
-        self.users.get(&pair.0).and_then(|state| state.pairs.get(&pair.1)).is_some_and(Option::is_none)
-    }
-
-    fn lacks_view(&self, user: &Id) -> bool {
-        self.users.get(user).is_some_and(|state| !state.ready && !state.pairs.is_empty())
-    }
-
-    fn make_view(&mut self, user: &Id) {
-        let Some(state) = self.users.get_mut(user) else { return };
-        let view = if state.pairs.is_empty() {
-            UserView::default()
-        } else {
-            let (items, text) = states_of(&state.history, &self.items);
-            UserView { history: state.history.clone(), items, text }
-        };
-        state.ready = !state.pairs.is_empty();
-        state.row = if state.ready { UserRow::new(&view.text, &self.pool) } else { UserRow::default() };
-        let view = Arc::new(view);
-        let old = std::mem::replace(&mut state.view, view.clone());
-        for (item, _) in &old.items {
-            unlink(&mut self.readers, item, user);
-        }
-        for (item, _) in &view.items {
-            self.readers.entry(item.clone()).or_default().insert(user.clone());
-        }
-    }
-
-    /// Computes the terms of new demonstrations for every live user and every live item.
-    fn update_rows(&mut self, added: &BTreeSet<usize>) {
-        for slot in added {
-            for state in self.users.values_mut().filter(|state| state.ready) {
-                state.row.update(&state.view.text, &self.pool, *slot);
-            }
-            for (item, target) in &mut self.targets {
-                if let Some(row) = &mut target.row
-                    && let Some(vector) = self.items.get(item).and_then(|item| item.vector.as_ref())
-                {
-                    row.update(&vector.vector, &self.pool, *slot);
-                }
-            }
-        }
-    }
-
-    /// The best of a pair by a scan of the whole pool; `None` while its item has no vector.
-    fn scan(&mut self, (user, item): &(Id, Id)) -> Option<Best> {
-        let Retrieval { k, items, pool, users, targets, .. } = self;
-        let vector = items.get(item)?.vector.as_ref()?;
-        let state = users.get(user).filter(|state| state.pairs.contains_key(item))?;
-        let row = targets.get_mut(item)?.row.get_or_insert_with(|| ItemRow::new(&vector.vector, pool));
-        Some(Best::scan(user, item, (&state.row, row), pool, *k))
-    }
-
-    /// Sets the best of a pair and the index of who holds which slot.
-    fn set_best(&mut self, pair: &(Id, Id), best: Option<Best>) {
-        let Some(place) = self.users.get_mut(&pair.0).and_then(|state| state.pairs.get_mut(&pair.1)) else {
-            return;
-        };
-        for slot in best.iter().flat_map(Best::slots) {
-            self.holders.entry(slot).or_default().insert(pair.clone());
-        }
-        let old = std::mem::replace(place, best);
-        let kept: BTreeSet<usize> = place.iter().flat_map(Best::slots).collect();
-        for slot in old.iter().flat_map(Best::slots).filter(|slot| !kept.contains(slot)) {
-            unlink(&mut self.holders, &slot, pair);
-        }
-    }
-
-    /// Offers new demonstrations to every pair that wasn't scanned: one addition and one comparison
-    /// each; only the pairs whose best they enter are touched.
-    fn offer(&mut self, touched: &mut Touched) {
-        let mut improved = Vec::new();
-        for (item, target) in &self.targets {
-            let Some(row) = &target.row else { continue };
-            for user in &target.users {
-                let Some(state) = self.users.get(user) else { continue };
-                let Some(Some(best)) = state.pairs.get(item) else { continue };
-                let pair = (user.clone(), item.clone());
-                if touched.stale.contains(&pair) {
-                    continue;
-                }
-                let mut better = None;
-                for slot in &touched.added {
-                    let Some(demonstration) = self.pool.get(*slot) else { continue };
-                    let rows = (&state.row, row);
-                    if better.as_ref().unwrap_or(best).accepts(user, item, rows, *slot, demonstration, self.k)
-                    {
-                        better.get_or_insert_with(|| best.clone()).offer(rows, *slot, demonstration, self.k);
-                    }
-                }
-                improved.extend(better.map(|best| (pair, best)));
-            }
-        }
-        for (pair, best) in improved {
-            self.set_best(&pair, Some(best));
-            touched.pairs.insert(pair);
-        }
-    }
-
-    fn drop_pair(&mut self, user: &Id, item: &Id) {
-        self.set_best(&(user.clone(), item.clone()), None);
-        if let Some(state) = self.users.get_mut(user) {
-            state.pairs.remove(item);
-        }
-        if let Some(target) = self.targets.get_mut(item) {
-            target.users.remove(user);
-            if target.users.is_empty() {
-                self.targets.remove(item);
-            }
-        }
-    }
-
-    fn emit(&self, pairs: BTreeSet<(Id, Id)>, out: &mut Changes<PairUpdate>) {
-        for (user, item) in pairs {
-            let state = self.users.get(&user).filter(|state| state.pairs.contains_key(&item));
-            let target = self.items.get(&item);
-            let live = state.is_some() && target.is_some();
-            let retrieved = state.zip(target).and_then(|(state, target)| {
-                let best = state.pairs.get(&item)?.as_ref()?;
-                target.vector.as_ref()?;
-                let used = best
-                    .selection(self.k)
-                    .into_iter()
-                    .filter_map(|(slot, score)| Some((self.pool.get(slot)?.clone(), score)))
-                    .collect();
-                Some(Retrieved { view: state.view.clone(), item: target.clone(), used })
-            });
-            out.push((PairUpdate { user, item, retrieved, live }, 1));
-        }
-    }
-}
-
-/// The operator `retrieval`. `items` and `demonstrations` are broadcast.
+/// The operator `retrieval` for K demonstrations.
 pub fn retrieval<'s>(
-    pairs: VecCollection<'s, Epoch, (Id, Id), isize>,
-    newest: VecCollection<'s, Epoch, (Id, History), isize>,
-    items: VecCollection<'s, Epoch, (u64, (Id, Item)), isize>,
-    demonstrations: VecCollection<'s, Epoch, (u64, Arc<Demonstration>), isize>,
-    clock: VecCollection<'s, Epoch, (u64, Clock), isize>,
+    inputs: Inputs<'s>,
+    search: Search,
     k: usize,
-) -> VecCollection<'s, Epoch, PairUpdate, isize> {
-    let mut state = Retrieval::new(k);
+) -> VecCollection<'s, Epoch, Output, isize> {
+    let mut state = Retrieval::new(search, k);
+    let Inputs { pairs, newest, items, demonstrations, found, clock } = inputs;
     let input = pairs
         .map(Input::Pair)
         .concat(newest.map(|(user, history)| Input::Newest(user, history)))
         .concat(items.map(|(worker, item)| Input::Item(worker, item)))
         .concat(demonstrations.map(|(worker, c)| Input::Demonstration(worker, c)))
+        .concat(found.map(Input::Found))
         .concat(clock.map(|(worker, clock)| Input::Clock(worker, clock)));
     let by = |input: &Input| match input {
         Input::Pair((user, _)) | Input::Newest(user, _) => route(user),
+        Input::Found(found) => route(&found.user),
         Input::Item(worker, _) | Input::Demonstration(worker, _) | Input::Clock(worker, _) => *worker,
     };
     staged(input, "retrieval", by, move |_, changes, out| state.step(changes, out))

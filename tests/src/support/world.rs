@@ -158,6 +158,7 @@ impl World {
             validator: Validator::new(&Prompt::builtin()),
             encoder,
             weights: Arc::new(Weights::from_safetensors(&self.weights).unwrap()),
+            points: None,
         };
         let options = Options {
             job: self.job.clone(),
