@@ -8,6 +8,7 @@ use ictflow_connectors::llm::template::Template;
 use ictflow_connectors::llm::validate::Validator;
 use ictflow_connectors::llm::{Draft, Generate};
 use ictflow_connectors::local::Local;
+use ictflow_connectors::points::Points;
 use ictflow_connectors::topics::Topics;
 use ictflow_dataflows::epochs::{read_compacted, read_whole};
 use ictflow_dataflows::job::{Job, Options, Parts};
@@ -99,7 +100,12 @@ pub struct World {
     pub weights: Arc<Vec<u8>>,
     /// Where calls are accounted.
     pub calls_file: Option<PathBuf>,
+    /// The store of points and its over-fetch, made anew for each job.
+    pub points: Option<Arc<MakePoints>>,
 }
+
+/// Makes a store of points.
+pub type MakePoints = dyn Fn() -> (Box<dyn Points>, usize) + Send + Sync;
 
 /// Untrained weights for the text width of the encoder in use.
 pub fn weights(width: usize) -> Arc<Vec<u8>> {
@@ -121,6 +127,7 @@ impl World {
             generate: true,
             weights,
             calls_file: None,
+            points: None,
         }
     }
 
@@ -158,7 +165,7 @@ impl World {
             validator: Validator::new(&Prompt::builtin()),
             encoder,
             weights: Arc::new(Weights::from_safetensors(&self.weights).unwrap()),
-            points: None,
+            points: self.points.as_ref().map(|make| make()),
         };
         let options = Options {
             job: self.job.clone(),
