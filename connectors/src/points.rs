@@ -4,7 +4,7 @@
 //! A store answers lookups with candidates; the dataflow drops ids it doesn't know and scores the rest
 //! with exact integers.
 
-use crate::Result;
+use crate::{Error, Result};
 use ictflow_schemas::Millis;
 use std::collections::BTreeMap;
 use uuid::Uuid;
@@ -56,6 +56,16 @@ pub struct Query {
     pub user: String,
     /// The item.
     pub item: String,
+}
+
+/// The hint of a failure that says that the store has lost all points.
+pub(crate) const VANISHED: &str =
+    "the collection is gone: prepare makes it anew, then all points must be written again";
+
+/// Whether a failure says that the store has lost all points: it must be prepared and filled anew.
+/// Such a failure is a `Retry`.
+pub fn vanished(error: &Error) -> bool {
+    error.hint == VANISHED
 }
 
 /// A store of points.
