@@ -14,10 +14,12 @@ use ictflow_connectors::llm::prompt::Prompt;
 use ictflow_connectors::llm::template::Template;
 use ictflow_connectors::llm::validate::Validator;
 use ictflow_connectors::local::{self, Local};
+use ictflow_connectors::points::Points;
+use ictflow_connectors::qdrant::Qdrant;
 use ictflow_connectors::topics::Topics;
 use ictflow_connectors::{Error, Result};
 use ictflow_operators::ict::{Shape, Weights, untrained};
-use ictflow_schemas::config::Semantics;
+use ictflow_schemas::config::{Search, Semantics};
 use ictflow_schemas::topic::Topic;
 use ictflow_schemas::wire::Format;
 use serde::{Deserialize, Serialize};
@@ -154,8 +156,15 @@ impl Config {
         let distinct: BTreeSet<&str> = Topic::ALL.into_iter().map(|topic| names.of(topic)).collect();
         require(distinct.len() == Topic::ALL.len(), "topics.names gives one name to two topics");
         require(!distinct.contains(""), "topics.names has an empty name");
+        require(
+            raw.semantics.search == Search::Exact || raw.qdrant.is_some(),
+            "semantics.search is stored and the section [qdrant] is missing",
+        );
         if let Some(kafka) = &raw.topics.kafka {
             problems.extend(kafka.problems());
+        }
+        if let Some(qdrant) = &raw.qdrant {
+            problems.extend(qdrant.problems());
         }
         if !problems.is_empty() {
             return Err(Error::fatal(
@@ -241,8 +250,14 @@ impl Config {
             validator: Validator::new(&Prompt::builtin()),
             encoder,
             weights,
-            points: None,
+            points: self.points()?,
         })
+    }
+
+    /// The store of points with its over-fetch, `None` where the config has none.
+    fn points(&self) -> Result<Option<(Box<dyn Points>, usize)>> {
+        let Some(qdrant) = &self.raw.qdrant else { return Ok(None) };
+        Ok(Some((Box::new(Qdrant::new(qdrant.clone())?), qdrant.over_fetch)))
     }
 
     fn encoder(&self) -> Result<Box<dyn Embed>> {

@@ -6,4 +6,5 @@ mod generator;
 mod kafka_job;
 mod kafka_topics;
 mod parity;
+mod qdrant_job;
 mod qdrant_points;
