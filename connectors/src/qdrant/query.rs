@@ -6,6 +6,7 @@ use crate::points::Query;
 use crate::{Error, Result};
 use qdrant_client::qdrant::{
     Condition, Filter, QueryBatchPointsBuilder, QueryPoints, QueryPointsBuilder, SearchParamsBuilder,
+    r#match::MatchValue,
 };
 use std::cell::RefCell;
 use std::time::Instant;
@@ -65,6 +66,12 @@ fn check(width: usize, queries: &[Query], limit: usize) -> Result<()> {
     Ok(())
 }
 
+/// Holds for points with just this text. Named as a keyword, since the library takes a text with a
+/// blank for a search of words, which holds for other texts too.
+fn keyword(field: &str, text: &str) -> Condition {
+    Condition::matches(field, MatchValue::Keyword(text.to_owned()))
+}
+
 /// Holds for live points of a label, those of just this user and item left out.
 fn candidates(query: &Query, positive: bool) -> Filter {
     Filter {
@@ -73,11 +80,7 @@ fn candidates(query: &Query, positive: bool) -> Filter {
             Condition::matches(fields::POSITIVE, positive),
         ],
         must_not: vec![
-            Filter::must([
-                Condition::matches(fields::USER, query.user.clone()),
-                Condition::matches(fields::ITEM, query.item.clone()),
-            ])
-            .into(),
+            Filter::must([keyword(fields::USER, &query.user), keyword(fields::ITEM, &query.item)]).into(),
         ],
         ..Filter::default()
     }
@@ -140,6 +143,15 @@ async fn look_up(client: &Client, queries: &[Query], limit: usize) -> Result<Vec
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ids_are_compared_whole() {
+        let query = Query { sample: Vec::new(), user: "ann lee".into(), item: "blue harbour".into() };
+        let shown = format!("{:?}", candidates(&query, true));
+        for text in ["ann lee", "blue harbour"] {
+            assert!(shown.contains(&format!("Keyword({text:?})")), "{shown}");
+        }
+    }
 
     #[test]
     fn queries_are_checked_before_they_are_sent() {

@@ -337,7 +337,7 @@ mod tests {
     #[test]
     fn one_point_has_one_stream_and_all_streams_have_points() {
         let ids: Vec<Uuid> =
-            (0..64).map(|n: u32| Uuid::new_v5(&Uuid::NAMESPACE_URL, &n.to_be_bytes())).collect();
+            (0..1_000).map(|n: u32| Uuid::new_v5(&Uuid::NAMESPACE_URL, &n.to_be_bytes())).collect();
         for streams in [1, 2, 3, 16] {
             let used: BTreeSet<usize> = ids.iter().map(|id| stream_of(*id, streams)).collect();
             assert_eq!(used, (0..streams).collect());

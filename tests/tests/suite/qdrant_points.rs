@@ -277,7 +277,9 @@ fn what_a_person_must_correct_stops_at_once_with_a_hint() {
         (Code::DataLoss, "log"),
     ] {
         for operation in OPERATIONS {
-            let (double, mut store) = with_six_points();
+            let (double, _) = with_six_points();
+            // One stream, since others end what they have begun.
+            let mut store = open(Config { streams: 1, ..config(&double) });
             let (before, points) = (double.count(operation.method), double.points());
             double.fault(Some(operation.method), Fault::Refuse(code), 1);
             let error = (operation.run)(&mut store).unwrap_err();
@@ -683,13 +685,13 @@ fn a_server_that_is_down_comes_back_with_or_without_its_points() {
     double.restart(true);
     assert_eq!(store.list().unwrap().len(), 5);
     double.stop();
-    assert!(retries(&store.nearest(&[query(1)], 1).unwrap_err()));
+    assert!(retries(&store.nearest(&[query(1_000)], 1).unwrap_err()));
     double.restart(false);
-    let error = store.nearest(&[query(1)], 1).unwrap_err();
+    let error = store.nearest(&[query(1_000)], 1).unwrap_err();
     assert!(vanished(&error), "{error}");
     store.prepare(WIDTH).unwrap();
     store.write(2, &points(0..5), &[]).unwrap();
-    assert_eq!(store.nearest(&[query(1)], 9).unwrap()[0].len(), 5);
+    assert_eq!(store.nearest(&[query(1_000)], 9).unwrap()[0].len(), 5);
 }
 
 #[test]
@@ -723,7 +725,7 @@ fn a_server_that_dies_in_the_middle_of_a_write_gets_the_rest_after_it() {
 }
 
 fn keyed(double: &Double, folder: &std::path::Path, key: &str) -> Config {
-    let file = folder.join(key);
+    let file = folder.join("secret");
     std::fs::write(&file, format!("{key}\n")).unwrap();
     Config { api_key: Some(Secret::File { file }), ..config(double) }
 }
