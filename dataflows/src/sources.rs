@@ -251,7 +251,7 @@ impl Judge {
             };
             if let Some(reason) = refused {
                 *self.judgements.dead_letters.entry(reason.word()).or_default() += 1;
-                out.dead_letters.push(DeadLetter {
+                let mut letter = DeadLetter {
                     topic: name.to_owned(),
                     partition: record.partition as i32,
                     offset: record.offset,
@@ -259,7 +259,10 @@ impl Judge {
                     reason: reason.word().to_owned(),
                     key: record.key,
                     payload: record.value,
-                });
+                };
+                // A dead letter always fits the store; what is cut off stands at its position.
+                letter.cut(self.semantics.max_record_bytes);
+                out.dead_letters.push(letter);
             }
         }
     }
@@ -286,7 +289,7 @@ impl Judge {
     }
 
     fn item(&mut self, record: &Record, texts: &mut Texts, out: &mut Harvest) -> Option<Reason> {
-        let (item, value) = match accept::item(record, self.format(Topic::Items)) {
+        let (item, value) = match accept::item(record, self.format(Topic::Items), &self.semantics) {
             Ok(readable) => readable,
             Err(reason) => return Some(reason),
         };
@@ -304,8 +307,7 @@ impl Judge {
 
     fn candidates(&mut self, record: &Record, out: &mut Harvest) -> Option<Reason> {
         let format = self.format(Topic::Candidates);
-        let limit = self.semantics.max_candidates;
-        match accept::candidates(record, format, self.candidate_partitions, limit) {
+        match accept::candidates(record, format, self.candidate_partitions, &self.semantics) {
             Ok((user, set)) => {
                 let set = set.map(|set| (set.computed_at, set.items.into_iter().map(Id::from).collect()));
                 out.input.candidates.push(CandidateChange { user, offset: record.offset, set });

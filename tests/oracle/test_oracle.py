@@ -420,6 +420,7 @@ def write_ratings(folder, seed=5, users=45, items=220, ratings=2_400):
 
 SMALL = {
     "max_window_events": 60,
+    "max_record_bytes": 16_384,
     "cot_stride": {"positive": 2, "explicit_negative": 1, "implicit_negative": 4},
     "demonstration_ttl_ms": 8 * 86_400_000,
 }
