@@ -169,8 +169,10 @@ pub struct Judgements {
     pub accepted: u64,
     /// Dropped as seen.
     pub seen: u64,
-    /// Records of `items`, readable.
+    /// Records of `items` that count.
     pub items: u64,
+    /// Records of `candidates` that count.
+    pub candidates: u64,
     /// Dead letters by reason word.
     pub dead_letters: BTreeMap<&'static str, u64>,
 }
@@ -250,7 +252,17 @@ impl Judge {
                 }
             };
             if let Some(reason) = refused {
-                *self.judgements.dead_letters.entry(reason.word()).or_default() += 1;
+                let count = self.judgements.dead_letters.entry(reason.word()).or_default();
+                if *count == 0 {
+                    let hint = reason.hint();
+                    tracing::warn!(
+                        topic = name,
+                        reason = reason.word(),
+                        hint,
+                        "first dead letter of its kind"
+                    );
+                }
+                *count += 1;
                 let mut letter = DeadLetter {
                     topic: name.to_owned(),
                     partition: record.partition as i32,
@@ -309,6 +321,7 @@ impl Judge {
         let format = self.format(Topic::Candidates);
         match accept::candidates(record, format, self.candidate_partitions, &self.semantics) {
             Ok((user, set)) => {
+                self.judgements.candidates += 1;
                 let set = set.map(|set| (set.computed_at, set.items.into_iter().map(Id::from).collect()));
                 out.input.candidates.push(CandidateChange { user, offset: record.offset, set });
                 None

@@ -42,6 +42,30 @@ impl Reason {
     }
 }
 
+impl Reason {
+    /// What a person may look for, once records are refused for it.
+    pub fn hint(self) -> &'static str {
+        match self {
+            Reason::Unreadable => {
+                "is it written with a schema of this topic, its key the id, its kind one of [semantics.kinds], its time in milliseconds?"
+            }
+            Reason::Oversized => "shorten the record, or raise max_record_bytes or max_id_bytes in a new job",
+            Reason::Misrouted => {
+                "producers partition otherwise: set [semantics] partitioner to theirs, murmur2 for java clients, crc32 for librdkafka's default"
+            }
+            Reason::Future => "a producer's clock is ahead, or its event times aren't in milliseconds",
+            Reason::Late => "events come later than lateness_ms after others of their partition",
+            Reason::Conflict => {
+                "a producer used one event_id twice for different events of a user at one time"
+            }
+            Reason::WindowFull => {
+                "one user has more events than max_window_events within lateness_ms: is it a robot?"
+            }
+            Reason::TooManyCandidates => "offer at most max_candidates items, or raise it in a new job",
+        }
+    }
+}
+
 /// A record of the topic `dead_letters`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeadLetter {

@@ -156,6 +156,14 @@ impl Config {
         require(!distinct.contains(""), "topics.names has an empty name");
         if let Some(kafka) = &raw.topics.kafka {
             problems.extend(kafka.problems());
+            let largest = raw.semantics.largest_record();
+            if largest > kafka.message_max_bytes {
+                problems.push(format!(
+                    "topics.kafka.message_max_bytes must be at least {largest}, the largest record that [semantics] \
+                     max_record_bytes, max_id_bytes, history_length and demonstrations make possible: raise it, or \
+                     lower these"
+                ));
+            }
         }
         if !problems.is_empty() {
             return Err(Error::fatal(
