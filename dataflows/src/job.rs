@@ -208,7 +208,7 @@ impl Job {
         );
         let requester = Requester::start(
             names,
-            partitions,
+            (semantics.partitioner, partitions),
             generator,
             validator,
             encoder,

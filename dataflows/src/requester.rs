@@ -24,7 +24,7 @@ use ictflow_connectors::llm::validate::Validator;
 use ictflow_connectors::{Disposition, Error, Result, clock};
 use ictflow_schemas::cot::{CotRecord, CotRequest, PromptEntry, PromptView};
 use ictflow_schemas::embedding::{Embedding, EmbeddingStatus};
-use ictflow_schemas::framing::{Digest, partition};
+use ictflow_schemas::framing::{Digest, Partitioner};
 use ictflow_schemas::item::ItemText;
 use ictflow_schemas::topic::{NewRecord, Topic};
 use ictflow_schemas::wire::Wire;
@@ -96,6 +96,7 @@ impl Queued {
 /// The requester of a job.
 pub struct Requester {
     names: Names,
+    partitioner: Partitioner,
     partitions: u32,
     encoder: String,
     open: bool,
@@ -125,7 +126,7 @@ impl Requester {
     /// before the call is made.
     pub fn start(
         names: Names,
-        partitions: u32,
+        (partitioner, partitions): (Partitioner, u32),
         generator: Box<dyn Generate>,
         validator: Validator,
         encoder: Box<dyn Embed>,
@@ -152,6 +153,7 @@ impl Requester {
         spawn("encoder", move || embed(encoder, &to_embed, &made))?;
         Ok(Requester {
             names,
+            partitioner,
             partitions,
             encoder: encoder_id,
             open: false,
@@ -283,7 +285,7 @@ impl Requester {
                     self.accounting.failed += u64::from(record.text.is_empty());
                     records.push(NewRecord {
                         topic: self.names.of(Topic::Cot).to_owned(),
-                        partition: partition(record.user_id.as_bytes(), self.partitions),
+                        partition: self.partitioner.partition(record.user_id.as_bytes(), self.partitions),
                         timestamp: None,
                         key: Some(record.topic_key(&key)),
                         value: Some(record.encode()),

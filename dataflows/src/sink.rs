@@ -23,7 +23,7 @@ use ictflow_schemas::dead_letter::DeadLetter;
 use ictflow_schemas::epoch::{Progress, WRITER_VERSION};
 use ictflow_schemas::example::Example;
 use ictflow_schemas::feature::{Feature, feature_key};
-use ictflow_schemas::framing::{partition, unframe};
+use ictflow_schemas::framing::unframe;
 use ictflow_schemas::topic::{HEADER_EPOCH, HEADER_PUBLISHED_AT, HEADER_SUBSTEP, NewRecord, Topic};
 use ictflow_schemas::wire::Wire;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -233,7 +233,7 @@ impl Sink {
         self.publishing = true;
         for (update, _) in updates {
             let key = feature_key(&update.user, &update.item);
-            let partition = partition(update.user.as_bytes(), self.partitions);
+            let partition = self.partition(update.user.as_bytes());
             if update.live && update.value.is_none() {
                 self.waiting.insert(key.clone());
             } else {
@@ -263,8 +263,13 @@ impl Sink {
                 unframe(&key).and_then(|parts| parts.first().map(|user| user.to_vec())).unwrap_or_default();
             self.standing.remove(&key);
             committed.retractions += 1;
-            records.push(record(&topic, partition(&user, self.partitions), key, None));
+            records.push(record(&topic, self.partition(&user), key, None));
         }
+    }
+
+    /// The partition of a user on `interactions`, and so on the outputs.
+    fn partition(&self, user: &[u8]) -> u32 {
+        self.semantics.partitioner.partition(user, self.partitions)
     }
 
     fn examples(&mut self, changes: &Changes<Arc<Example>>, records: &mut Vec<NewRecord>) {

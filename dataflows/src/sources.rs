@@ -169,8 +169,10 @@ pub struct Judgements {
     pub accepted: u64,
     /// Dropped as seen.
     pub seen: u64,
-    /// Records of `items`, readable.
+    /// Records of `items` that count.
     pub items: u64,
+    /// Records of `candidates` that count.
+    pub candidates: u64,
     /// Dead letters by reason word.
     pub dead_letters: BTreeMap<&'static str, u64>,
 }
@@ -250,8 +252,18 @@ impl Judge {
                 }
             };
             if let Some(reason) = refused {
-                *self.judgements.dead_letters.entry(reason.word()).or_default() += 1;
-                out.dead_letters.push(DeadLetter {
+                let count = self.judgements.dead_letters.entry(reason.word()).or_default();
+                if *count == 0 {
+                    let hint = reason.hint();
+                    tracing::warn!(
+                        topic = name,
+                        reason = reason.word(),
+                        hint,
+                        "first dead letter of its kind"
+                    );
+                }
+                *count += 1;
+                let mut letter = DeadLetter {
                     topic: name.to_owned(),
                     partition: record.partition as i32,
                     offset: record.offset,
@@ -259,7 +271,10 @@ impl Judge {
                     reason: reason.word().to_owned(),
                     key: record.key,
                     payload: record.value,
-                });
+                };
+                // A dead letter always fits the store; what is cut off stands at its position.
+                letter.cut(self.semantics.max_record_bytes);
+                out.dead_letters.push(letter);
             }
         }
     }
@@ -286,7 +301,7 @@ impl Judge {
     }
 
     fn item(&mut self, record: &Record, texts: &mut Texts, out: &mut Harvest) -> Option<Reason> {
-        let (item, value) = match accept::item(record, self.format(Topic::Items)) {
+        let (item, value) = match accept::item(record, self.format(Topic::Items), &self.semantics) {
             Ok(readable) => readable,
             Err(reason) => return Some(reason),
         };
@@ -304,9 +319,9 @@ impl Judge {
 
     fn candidates(&mut self, record: &Record, out: &mut Harvest) -> Option<Reason> {
         let format = self.format(Topic::Candidates);
-        let limit = self.semantics.max_candidates;
-        match accept::candidates(record, format, self.candidate_partitions, limit) {
+        match accept::candidates(record, format, self.candidate_partitions, &self.semantics) {
             Ok((user, set)) => {
+                self.judgements.candidates += 1;
                 let set = set.map(|set| (set.computed_at, set.items.into_iter().map(Id::from).collect()));
                 out.input.candidates.push(CandidateChange { user, offset: record.offset, set });
                 None

@@ -1,26 +1,26 @@
 //! Judges the records of the inputs, in offset order, before they enter the dataflow.
 //!
 //! **Computes**, for `interactions`, a function of one partition's log alone, in this order:
-//! *unreadable*, *misrouted*, *future*; then the partition maximum rises to the lesser of
-//! event_time and the record's timestamp; then *late*, *seen* or *conflict*, *window_full*. What is
-//! left is accepted. Since no epoch takes part, any cut into epochs accepts the same events.
+//! *oversized* (the record), *unreadable*, *oversized* (an id), *misrouted*, *future*; then the
+//! partition maximum rises to the lesser of event_time and the record's timestamp; then *late*, *seen*
+//! or *conflict*, *window_full*. What is left is accepted. Since no epoch takes part, any cut into epochs accepts the same events.
 //!
 //! **Ties, duplicates**: an identity is (user_id, event_time, event_id). Accepted again with equal
 //! fields it is *seen* and dropped in silence, with others a *conflict*.
 //!
 //! **Memory**: the identities accepted within `lateness` of the maximum, about 100 B each, at most
-//! `max_window_events` a user.
+//! `max_window_events` a user; an id has at most `max_id_bytes`.
 
 use ictflow_schemas::candidates::Candidates;
 use ictflow_schemas::config::Semantics;
 use ictflow_schemas::dead_letter::Reason;
-use ictflow_schemas::framing::{Frame, partition};
+use ictflow_schemas::framing::Frame;
 use ictflow_schemas::history::Entry;
 use ictflow_schemas::interaction::{Event, Interaction};
 use ictflow_schemas::item::Item;
 use ictflow_schemas::topic::Record;
 use ictflow_schemas::wire::{Format, Wire};
-use ictflow_schemas::{Id, Millis, NO_TIME};
+use ictflow_schemas::{Id, Millis, NO_TIME, is_plausible};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -68,10 +68,12 @@ impl Accept {
 
     /// Judges the next record of the partition.
     pub fn judge(&mut self, record: &Record, format: Format) -> Judged {
-        let Some(interaction) = self.read(record, format) else {
-            return Judged::Refused(Reason::Unreadable);
+        let interaction = match self.read(record, format) {
+            Ok(interaction) => interaction,
+            Err(reason) => return Judged::Refused(reason),
         };
-        if partition(interaction.user_id.as_bytes(), self.partitions) != self.partition {
+        let home = self.semantics.partitioner.partition(interaction.user_id.as_bytes(), self.partitions);
+        if home != self.partition {
             return Judged::Refused(Reason::Misrouted);
         }
         let time = interaction.event_time;
@@ -87,15 +89,25 @@ impl Accept {
         self.admit(interaction, oldest)
     }
 
-    /// A readable interaction whose key is its user, or `None`.
-    fn read(&self, record: &Record, format: Format) -> Option<Interaction> {
+    /// An interaction of a size that is read, whose key is its user.
+    fn read(&self, record: &Record, format: Format) -> Result<Interaction, Reason> {
+        sized(record, &self.semantics)?;
+        let interaction = self.readable(record, format).ok_or(Reason::Unreadable)?;
+        let ids = [&interaction.user_id, &interaction.item_id, &interaction.event_id];
+        sized_ids(ids.into_iter().chain(&interaction.impression_id), &self.semantics)?;
+        Ok(interaction)
+    }
+
+    /// A readable interaction, or `None`.
+    fn readable(&self, record: &Record, format: Format) -> Option<Interaction> {
         let interaction = Interaction::decode_as(format, record.value.as_deref()?).ok()?;
         let rule = self.semantics.kinds.get(&interaction.kind)?;
         let ids = [&interaction.user_id, &interaction.item_id, &interaction.event_id];
         let has_ids = ids.iter().all(|id| !id.is_empty()) && interaction.impression_id.as_deref() != Some("");
         let has_value = !rule.needs_value() || interaction.value.is_some_and(f64::is_finite);
         let has_key = record.key.as_deref() == Some(interaction.user_id.as_bytes());
-        (has_ids && has_value && has_key).then_some(interaction)
+        let has_time = is_plausible(interaction.event_time);
+        (has_ids && has_value && has_key && has_time).then_some(interaction)
     }
 
     /// Seen, conflict, window_full or accepted, for an event not older than `oldest`.
@@ -162,49 +174,72 @@ fn fields_digest(interaction: &Interaction) -> [u8; 32] {
     ictflow_schemas::framing::digest(ictflow_schemas::framing::Domain::Identity, &frame).0
 }
 
-/// A readable record of `items`: the item id and the item, `None` where it is deleted.
-pub fn item(record: &Record, format: Format) -> Result<(Id, Option<Item>), Reason> {
-    let id = text_key(record)?;
-    match record.value.as_deref() {
-        None => Ok((id, None)),
-        Some(value) => {
-            Item::decode_as(format, value).map(|item| (id, Some(item))).map_err(|_| Reason::Unreadable)
-        }
-    }
+/// Refuses a record of more than `max_record_bytes`, key and value together, before it is decoded.
+fn sized(record: &Record, semantics: &Semantics) -> Result<(), Reason> {
+    let length = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len);
+    let size = length(&record.key).saturating_add(length(&record.value));
+    if size > semantics.max_record_bytes { Err(Reason::Oversized) } else { Ok(()) }
 }
 
-/// A readable record of `candidates`: the user and the set, `None` where it is withdrawn.
+/// Refuses ids of more than `max_id_bytes`.
+fn sized_ids<'a>(ids: impl IntoIterator<Item = &'a String>, semantics: &Semantics) -> Result<(), Reason> {
+    if ids.into_iter().any(|id| id.len() > semantics.max_id_bytes) { Err(Reason::Oversized) } else { Ok(()) }
+}
+
+/// A record of `items` that counts: the item id and the item, `None` where it is deleted.
 ///
-/// A set with an empty item id is unreadable. On more than one partition a set that isn't on its
-/// key's is misrouted: its offset would not compare with the others of the user.
+/// # Errors
+/// In this order: *oversized* (the record), *unreadable*, *oversized* (the id).
+pub fn item(record: &Record, format: Format, semantics: &Semantics) -> Result<(Id, Option<Item>), Reason> {
+    sized(record, semantics)?;
+    let id = text_key(record)?;
+    let value = match record.value.as_deref() {
+        None => None,
+        Some(value) => Some(Item::decode_as(format, value).map_err(|_| Reason::Unreadable)?),
+    };
+    sized_ids([&id], semantics)?;
+    Ok((id.into(), value))
+}
+
+/// A record of `candidates` that counts: the user and the set, `None` where it is withdrawn.
+///
+/// # Errors
+/// In this order: *oversized* (the record), *unreadable* (also with an empty item id or an
+/// implausible time), *oversized* (the user or an item id), *misrouted* (on another of `partitions`
+/// than its key's: its offset would not compare with the others of the user),
+/// *too_many_candidates*.
 pub fn candidates(
     record: &Record,
     format: Format,
     partitions: u32,
-    max_candidates: usize,
+    semantics: &Semantics,
 ) -> Result<(Id, Option<Candidates>), Reason> {
+    sized(record, semantics)?;
     let user = text_key(record)?;
     let set = match record.value.as_deref() {
         None => None,
         Some(value) => Some(Candidates::decode_as(format, value).map_err(|_| Reason::Unreadable)?),
     };
-    if set.as_ref().is_some_and(|set| set.items.iter().any(String::is_empty)) {
+    let readable =
+        |set: &Candidates| is_plausible(set.computed_at) && !set.items.iter().any(String::is_empty);
+    if !set.as_ref().is_none_or(readable) {
         return Err(Reason::Unreadable);
     }
-    if partition(user.as_bytes(), partitions) != record.partition {
+    sized_ids(std::iter::once(&user).chain(set.iter().flat_map(|set| &set.items)), semantics)?;
+    if semantics.partitioner.partition(user.as_bytes(), partitions) != record.partition {
         return Err(Reason::Misrouted);
     }
-    if set.as_ref().is_some_and(|set| set.items.len() > max_candidates) {
+    if set.as_ref().is_some_and(|set| set.items.len() > semantics.max_candidates) {
         return Err(Reason::TooManyCandidates);
     }
-    Ok((user, set))
+    Ok((user.into(), set))
 }
 
 /// The key as a non-empty text.
-fn text_key(record: &Record) -> Result<Id, Reason> {
+fn text_key(record: &Record) -> Result<String, Reason> {
     let key = record.key.as_deref().unwrap_or_default();
     match std::str::from_utf8(key) {
-        Ok(text) if !text.is_empty() => Ok(text.into()),
+        Ok(text) if !text.is_empty() => Ok(text.to_owned()),
         _ => Err(Reason::Unreadable),
     }
 }

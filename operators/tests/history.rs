@@ -10,7 +10,7 @@ use ictflow_operators::history::{Output, history};
 use ictflow_schemas::Id;
 use ictflow_schemas::config::Semantics;
 use ictflow_schemas::example::Example;
-use ictflow_schemas::framing::partition;
+use ictflow_schemas::framing::Partitioner;
 use ictflow_schemas::history::{Entry, History};
 use ictflow_schemas::interaction::{Event, Interaction};
 use ictflow_schemas::topic::Record;
@@ -79,7 +79,7 @@ fn records(raws: &[Raw]) -> Vec<Record> {
             event_time: if i % 3 == 0 { now - raw.delay } else { now },
         };
         records.push(Record {
-            partition: partition(user.as_bytes(), PARTITIONS),
+            partition: Partitioner::Murmur2.partition(user.as_bytes(), PARTITIONS),
             offset: i as i64,
             timestamp: Some(now),
             key: Some(user.into_bytes()),

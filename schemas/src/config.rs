@@ -5,7 +5,9 @@
 
 use crate::Millis;
 use crate::cot::canonical_json;
+use crate::framing::Partitioner;
 use crate::interaction::{KindTable, default_kinds};
+use crate::limits;
 use serde::{Deserialize, Serialize};
 
 /// How many of the eligible examples get a CoT: those whose hash mod stride is 0.
@@ -63,6 +65,12 @@ pub struct Semantics {
     pub demonstration_ttl_ms: Millis,
     /// Accepted events of one user within the lateness window.
     pub max_window_events: usize,
+    /// How producers partition what is keyed by user, and so how the job does.
+    pub partitioner: Partitioner,
+    /// Bytes of an input record, key and value together; more is `oversized`.
+    pub max_record_bytes: usize,
+    /// Bytes of a user, item, event or impression id; more is `oversized`.
+    pub max_id_bytes: usize,
     /// Items of one candidate set.
     pub max_candidates: usize,
     /// Live pairs; more stop the job.
@@ -91,6 +99,9 @@ impl Default for Semantics {
             pair_ttl_ms: DAY,
             demonstration_ttl_ms: 30 * DAY,
             max_window_events: 10_000,
+            partitioner: Partitioner::default(),
+            max_record_bytes: 262_144,
+            max_id_bytes: 256,
             max_candidates: 1_000,
             max_live_pairs: 1_000_000,
             max_demonstrations: 100_000,
@@ -132,8 +143,8 @@ impl Semantics {
         let strides =
             [self.cot_stride.positive, self.cot_stride.explicit_negative, self.cot_stride.implicit_negative];
         require(
-            strides.iter().all(|s| *s >= 1),
-            "semantics.cot_stride values must be at least 1: 1 asks for every example",
+            strides.iter().all(|s| (1..=limits::STRIDE).contains(s)),
+            "semantics.cot_stride values must be 1 to 1000000000: 1 asks for every example",
         );
         require(
             self.max_future_skew_ms <= self.lateness_ms,
@@ -150,8 +161,35 @@ impl Semantics {
             times.iter().all(|t| (0..=LONGEST).contains(t)),
             "semantics: times must be 0 to one century in milliseconds",
         );
-        require(self.max_window_events >= 1, "semantics.max_window_events must be at least 1");
-        require(self.max_candidates >= 1, "semantics.max_candidates must be at least 1");
+        require(
+            (1..=limits::WINDOW_EVENTS).contains(&self.max_window_events),
+            "semantics.max_window_events must be 1 to 1000000",
+        );
+        require(
+            (1..=limits::CANDIDATES).contains(&self.max_candidates),
+            "semantics.max_candidates must be 1 to 100000",
+        );
+        require(
+            (1..=limits::LIVE_PAIRS).contains(&self.max_live_pairs),
+            "semantics.max_live_pairs must be 1 to 100000000",
+        );
+        require(
+            self.max_demonstrations <= limits::DEMONSTRATIONS,
+            "semantics.max_demonstrations must be at most 10000000",
+        );
+        require(
+            (limits::LEAST_RECORD_BYTES..=limits::RECORD_BYTES).contains(&self.max_record_bytes),
+            "semantics.max_record_bytes must be 1024 to 67108864",
+        );
+        require(
+            (1..=limits::ID_BYTES).contains(&self.max_id_bytes),
+            "semantics.max_id_bytes must be 1 to 1024: ids stand in every history that names them",
+        );
+        require(
+            self.kinds.len() <= limits::KINDS
+                && self.kinds.keys().all(|kind| (1..=limits::KIND_BYTES).contains(&kind.len())),
+            "semantics.kinds must be at most 64, each named by 1 to 64 bytes",
+        );
         require(
             self.kinds.values().any(|rule| rule.engagement != crate::interaction::When::Never),
             "semantics.kinds must name at least one engagement: without one no history ever fills",

@@ -7,8 +7,11 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
-    /// Undecodable, an unknown kind, a missing or not finite value, an empty id, a wrong key.
+    /// Undecodable, an unknown kind, a missing or not finite value, an empty id, a wrong key, a time
+    /// outside the years that are read.
     Unreadable,
+    /// More bytes than `max_record_bytes`, or an id of more than `max_id_bytes`.
+    Oversized,
     /// On another partition than its key's.
     Misrouted,
     /// Later than the record's timestamp by more than `max_future_skew`.
@@ -28,12 +31,37 @@ impl Reason {
     pub fn word(self) -> &'static str {
         match self {
             Reason::Unreadable => "unreadable",
+            Reason::Oversized => "oversized",
             Reason::Misrouted => "misrouted",
             Reason::Future => "future",
             Reason::Late => "late",
             Reason::Conflict => "conflict",
             Reason::WindowFull => "window_full",
             Reason::TooManyCandidates => "too_many_candidates",
+        }
+    }
+}
+
+impl Reason {
+    /// What a person may look for, once records are refused for it.
+    pub fn hint(self) -> &'static str {
+        match self {
+            Reason::Unreadable => {
+                "is it written with a schema of this topic, its key the id, its kind one of [semantics.kinds], its time in milliseconds?"
+            }
+            Reason::Oversized => "shorten the record, or raise max_record_bytes or max_id_bytes in a new job",
+            Reason::Misrouted => {
+                "producers partition otherwise: set [semantics] partitioner to theirs, murmur2 for java clients, crc32 for librdkafka's default"
+            }
+            Reason::Future => "a producer's clock is ahead, or its event times aren't in milliseconds",
+            Reason::Late => "events come later than lateness_ms after others of their partition",
+            Reason::Conflict => {
+                "a producer used one event_id twice for different events of a user at one time"
+            }
+            Reason::WindowFull => {
+                "one user has more events than max_window_events within lateness_ms: is it a robot?"
+            }
+            Reason::TooManyCandidates => "offer at most max_candidates items, or raise it in a new job",
         }
     }
 }
@@ -51,15 +79,27 @@ pub struct DeadLetter {
     pub stage: String,
     /// The reason's word.
     pub reason: String,
-    /// The raw key.
+    /// The raw key; of an oversized record its first `max_record_bytes`.
     #[serde(with = "crate::wire::optional_bytes")]
     pub key: Option<Vec<u8>>,
-    /// The raw payload.
+    /// The raw payload; of an oversized record what the key leaves of `max_record_bytes`.
     #[serde(with = "crate::wire::optional_bytes")]
     pub payload: Option<Vec<u8>>,
 }
 
 impl DeadLetter {
+    /// Cuts key and payload to `limit` bytes together, the key first. Only a record that is refused
+    /// for its size has more; what is cut off still stands at the source position.
+    pub fn cut(&mut self, limit: usize) {
+        let key = self.key.as_mut().map_or(0, |key| {
+            key.truncate(limit);
+            key.len()
+        });
+        if let Some(payload) = &mut self.payload {
+            payload.truncate(limit - key);
+        }
+    }
+
     /// The key: framed source position (topic, partition, offset).
     pub fn key(&self) -> Vec<u8> {
         Frame::new().text(&self.topic).int(self.partition.into()).int(self.offset).into_bytes()

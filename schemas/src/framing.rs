@@ -192,12 +192,56 @@ pub fn murmur2(data: &[u8]) -> i32 {
     (h ^ (h >> 15)) as i32
 }
 
-/// The partition of a key: murmur2 made positive, modulo the count. A count of 0 gives 0.
-pub fn partition(key: &[u8], count: u32) -> u32 {
-    if count == 0 {
-        return 0;
+/// CRC-32 as zlib computes it (reflected polynomial 0xedb88320), for partitions.
+pub fn crc32(data: &[u8]) -> u32 {
+    const TABLE: [u32; 256] = {
+        let mut table = [0; 256];
+        let mut byte = 0;
+        while byte < 256 {
+            let mut remainder = byte as u32;
+            let mut bit = 0;
+            while bit < 8 {
+                let odd = remainder & 1 == 1;
+                remainder >>= 1;
+                if odd {
+                    remainder ^= 0xedb8_8320;
+                }
+                bit += 1;
+            }
+            table[byte] = remainder;
+            byte += 1;
+        }
+        table
+    };
+    let step = |crc: u32, byte: &u8| TABLE[((crc ^ u32::from(*byte)) & 0xff) as usize] ^ (crc >> 8);
+    !data.iter().fold(!0, step)
+}
+
+/// How producers choose the partition of a key. The job writes what it keys by user the same way, so
+/// that its outputs are co-partitioned with `interactions`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Partitioner {
+    /// murmur2 made positive, modulo the count: Java clients, and librdkafka's `murmur2` and
+    /// `murmur2_random`.
+    #[default]
+    Murmur2,
+    /// CRC-32 modulo the count: librdkafka's `consistent` and `consistent_random`, its own default.
+    Crc32,
+}
+
+impl Partitioner {
+    /// The partition of a key. A count of 0 gives 0. An empty key has no partition of its own at its
+    /// producers (some choose one at random), so none is judged by this.
+    pub fn partition(self, key: &[u8], count: u32) -> u32 {
+        if count == 0 {
+            return 0;
+        }
+        match self {
+            Partitioner::Murmur2 => (murmur2(key) & 0x7fff_ffff) as u32 % count,
+            Partitioner::Crc32 => crc32(key) % count,
+        }
     }
-    (murmur2(key) & 0x7fff_ffff) as u32 % count
 }
 
 #[cfg(test)]
@@ -211,6 +255,33 @@ mod tests {
         assert_eq!(parts, vec![b"u1".as_slice(), &(-5i64).to_be_bytes(), b""]);
         assert_eq!(unframe(&frame[..frame.len() - 1]), None);
         assert_eq!(unframe(&[0, 0]), None);
+    }
+
+    /// Numbers of Python's zlib.
+    #[test]
+    fn crc32_is_zlibs() {
+        for (data, expected) in [
+            (&b""[..], 0),
+            (b"123456789", 0xcbf4_3926),
+            (b"u1", 0x424f_9f76),
+            ("\u{dc}n\u{ef}c\u{f6}d\u{e9}".as_bytes(), 0x41ff_281b),
+            (&[0; 5], 0xc622_f71d),
+            (&[0xff; 32], 0xff6c_ab0b),
+        ] {
+            assert_eq!(crc32(data), expected, "{data:?}");
+        }
+    }
+
+    #[test]
+    fn a_partition_is_within_the_count() {
+        for partitioner in [Partitioner::Murmur2, Partitioner::Crc32] {
+            for count in 0..9 {
+                for user in 0..100 {
+                    let got = partitioner.partition(format!("user-{user}").as_bytes(), count);
+                    assert!(got < count.max(1), "{partitioner:?} of {count}");
+                }
+            }
+        }
     }
 
     #[test]

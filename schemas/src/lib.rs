@@ -18,6 +18,7 @@ pub mod history;
 pub mod interaction;
 pub mod invariants;
 pub mod item;
+pub mod limits;
 pub mod topic;
 pub mod vector;
 pub mod wire;
@@ -27,6 +28,20 @@ pub type Id = std::sync::Arc<str>;
 
 /// Event-time in milliseconds. Before the first event every maximum is [`NO_TIME`].
 pub type Millis = i64;
+
+/// 1900-01-01T00:00:00Z, the first event time that is read.
+///
+/// No real event is older or younger than these bounds, and sums of a time within them and of windows
+/// stay far from the ends of i64.
+pub const EARLIEST: Millis = -2_208_988_800_000;
+
+/// 2200-01-01T00:00:00Z, the first event time that isn't read any more.
+pub const LATEST: Millis = 7_258_118_400_000;
+
+/// Whether a time that a producer wrote is one that is read: from [`EARLIEST`], below [`LATEST`].
+pub fn is_plausible(time: Millis) -> bool {
+    (EARLIEST..LATEST).contains(&time)
+}
 
 /// The value of a partition maximum and of the event clock before the first event.
 pub const NO_TIME: Millis = i64::MIN;

@@ -49,6 +49,9 @@ struct Codec {
 
 impl Codec {
     fn new(sources: &[&str]) -> Self {
+        // A damaged length in a small value must not ask for more memory than any record has. It is a
+        // setting of the process; the first call counts.
+        apache_avro::util::max_allocation_bytes(crate::limits::RECORD_BYTES);
         let versions = sources
             .iter()
             .map(|source| {
@@ -219,6 +222,11 @@ mod tests {
         let mut longer = bytes.clone();
         longer.push(0);
         assert!(matches!(Interaction::decode(&longer), Err(WireError::Datum(_))));
+        // A length that claims far more than follows, and negative and endless ones.
+        for length in [&[0xfe, 0xff, 0xff, 0xff, 0x0f][..], &[0xff; 9], &[0x01], &[0xff; 12]] {
+            let lying = [&bytes[..HEADER], length, b"rest"].concat();
+            assert!(matches!(Interaction::decode(&lying), Err(WireError::Datum(_))), "{length:?}");
+        }
         let mut other = bytes;
         other[2] ^= 1;
         assert!(matches!(Interaction::decode(&other), Err(WireError::Fingerprint(_))));

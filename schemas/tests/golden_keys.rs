@@ -4,7 +4,7 @@
 use ictflow_schemas::Id;
 use ictflow_schemas::cot::{PromptView, canonical_json};
 use ictflow_schemas::feature::point_id;
-use ictflow_schemas::framing::{Frame, hashed_row, hex, murmur2, partition, text_digest};
+use ictflow_schemas::framing::{Frame, Partitioner, hashed_row, hex, murmur2, text_digest};
 use ictflow_schemas::history::{Entry, Identity, Label};
 use ictflow_schemas::item::Item;
 use ictflow_schemas::vector::{VectorSum, dot, history_term, quantise};
@@ -188,7 +188,7 @@ fn check(name: &str, input: &Value, expected: &Value) -> bool {
                 "{name}"
             );
             for (count, number) in expected["partition"].as_object().unwrap() {
-                let got = partition(user.as_bytes(), count.parse().unwrap());
+                let got = Partitioner::Murmur2.partition(user.as_bytes(), count.parse().unwrap());
                 assert_eq!(u64::from(got), number.as_u64().unwrap(), "{name}");
             }
         }

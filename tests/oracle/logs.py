@@ -1,7 +1,7 @@
 """Reads and writes the dumps: JSON Lines of {topic, partition, offset, timestamp, key, headers, value}.
 
 A record is a `Record`. A key that is no text is {"hex": ..}; a value that the program couldn't decode is
-null beside `undecodable`, the hex of its bytes.
+null beside `undecodable`, the hex of its bytes. Where a dump has them, `raw` is the hex of any value's bytes.
 """
 
 import json
@@ -26,6 +26,12 @@ class Record(NamedTuple):
     headers: dict
     value: object
     undecodable: object = None
+    raw: object = None
+
+    @property
+    def source(self):
+        """Hex of the value's bytes as they stood on the topic, where known."""
+        return self.undecodable if self.raw is None else self.raw
 
     @property
     def position(self):
@@ -55,6 +61,7 @@ def read_dump(path):
                         raw.get("headers") or {},
                         raw["value"],
                         raw.get("undecodable"),
+                        raw.get("raw"),
                     )
                 )
             except (ValueError, KeyError, TypeError) as error:
@@ -249,6 +256,58 @@ def _avro_candidates(a):
 
 
 READERS = {"interactions": _avro_interactions, "items": _avro_items, "candidates": _avro_candidates}
+
+
+def _put_long(number):
+    zigzag, out = number * 2 if number >= 0 else -number * 2 - 1, bytearray()
+    while zigzag > 0x7F:
+        out.append(zigzag & 0x7F | 0x80)
+        zigzag >>= 7
+    return bytes(out) + bytes([zigzag])
+
+
+def _put_text(text):
+    raw = text.encode("utf-8")
+    return _put_long(len(raw)) + raw
+
+
+def _put_optional(text):
+    return b"\x00" if text is None else b"\x02" + _put_text(text)
+
+
+def _put_block(members):
+    return (_put_long(len(members)) + b"".join(members) if members else b"") + b"\x00"
+
+
+def single_object(topic, value):
+    """A value as single-object Avro, which producers of a script's records write; the fingerprint is left zero."""
+    if topic == "interactions":
+        fields = [_put_text(value[field]) for field in ("event_id", "user_id", "item_id", "kind")]
+        number = value["value"]
+        fields.append(b"\x00" if number is None else b"\x02" + struct.pack("<d", number))
+        fields += [_put_optional(value["impression_id"]), _put_long(value["event_time"])]
+    elif topic == "items":
+        fields = [
+            _put_optional(value["title"]),
+            _put_optional(value["creator"]),
+            _put_block([_put_text(text) for text in value["categories"]]),
+            _put_block([_put_text(text) for text in value["tags"]]),
+            _put_optional(value["description"]),
+            _put_optional(value["language"]),
+            _put_block([_put_text(name) + _put_text(text) for name, text in value["attributes"].items()]),
+            _put_long(value["updated_at"]),
+        ]
+    else:
+        fields = [_put_long(value["computed_at"]), _put_block([_put_text(item) for item in value["items"]])]
+    return b"\xc3\x01" + bytes(8) + b"".join(fields)
+
+
+def record_size(topic, record):
+    """Bytes of a record of an input, key and value; without raw bytes those of `single_object`."""
+    key = key_bytes(record.key) or b""
+    if record.source is not None:
+        return len(key) + len(record.source) // 2
+    return len(key) + (0 if record.value is None else len(single_object(topic, record.value)))
 
 
 def decodes_to(topic, payload, value):

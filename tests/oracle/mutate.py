@@ -1,7 +1,7 @@
 """A seeded mutator: turns MovieLens ratings (RecBole files) into a script of records that meets every rule.
 
     python mutate.py --data FOLDER --out script.jsonl [--events N] [--seed S] [--partitions P]
-                     [--max-window-events W] [--no-mutations]
+                     [--max-window-events W] [--max-record-bytes B] [--no-mutations]
 
 Each line of the script is one record to produce, in order:
     {"topic": "interactions" | "items" | "candidates", "key": text | null, "value": object | null,
@@ -14,8 +14,8 @@ delays it. Since every earlier record has an event time at or before its deliver
 most `lateness` after its time is never late, however the data's days jump. A hopelessly late one is put right
 behind a record of its own partition that has carried the maximum past it.
 
-`--max-window-events` sizes the bursts: run the program with the same value (default 250), or no `window_full`
-shows. The other values of the semantic config are the design's defaults.
+`--max-window-events` sizes the bursts and `--max-record-bytes` the oversized records: run the program with the same
+values (defaults 250 and 16384), or no `window_full` and fewer `oversized` show. The other values of the semantic config are the design's defaults.
 """
 
 import argparse
@@ -25,7 +25,8 @@ from bisect import bisect_right
 from collections import defaultdict
 from pathlib import Path
 
-from framing import partition_of
+from framing import I64_MAX, I64_MIN, partition_of
+from logs import filled, single_object
 
 SECOND = 1_000
 MINUTE = 60 * SECOND
@@ -38,6 +39,10 @@ AHEAD = 20 * MINUTE  # the clock of a producer that is ahead: its refused record
 LAST_HOURS = 21 * HOUR  # with CLOSING still within pair_ttl
 CLOSING = 2 * HOUR  # how long after the last rating the stream ends
 MAX_CANDIDATES = 1_000
+MAX_ID_BYTES = 256
+EARLIEST = -2_208_988_800_000  # 1900
+LATEST = 7_258_118_400_000  # 2200
+ABSURD = [I64_MIN, I64_MIN + 1, -(2**53), EARLIEST - 1, LATEST, 2**53, I64_MAX - 1, I64_MAX]
 BLOCK = 1_000  # ratings between two rounds of candidate sets
 OTHERS = 20  # items beside those rated, and of the last sets
 
@@ -112,13 +117,14 @@ def event(event_id, user, item, kind, time, value=None, impression_id=None):
 class Mutator:
     """One run over the ratings."""
 
-    def __init__(self, ratings, items, seed, partitions, max_window_events, mutations):
+    def __init__(self, ratings, items, seed, partitions, max_window_events, mutations, max_record_bytes):
         self.ratings = ratings
         self.items = items
         self.names = sorted(items)
         self.random = random.Random(seed)
         self.partitions = partitions
         self.max_window_events = max_window_events
+        self.max_record_bytes = max_record_bytes
         self.mutations = mutations
         self.script = Script()
         self.times = [row[0] for row in ratings]
@@ -156,6 +162,8 @@ class Mutator:
             self.twins()
             self.last_day()
             self.boundaries_at_the_head()
+            self.sizes()
+            self.absurd_times()
         self.last_sets()
         return self.script
 
@@ -319,6 +327,58 @@ class Mutator:
             stamp = time + self.random.choice([0, AHEAD])
             value = event(f"m{count}", user, item, "click", stamp)
             self.script.put(time, n, "interactions", user, value, 7, stamp, partition=wrong)
+
+    def at_random(self):
+        """A rating's place in the stream: index, time, user, item."""
+        n = self.random.randrange(len(self.ratings))
+        return n, *self.ratings[n][:3]
+
+    def sizes(self):
+        """Ids and records at just the limits, and one byte above."""
+        for count in range(self.often(0.0006, 24)):
+            n, time, user, item = self.at_random()
+            value = event(f"o{count}-", user, item, "click", time, impression_id=f"o{count}")
+            field = ["user_id", "item_id", "event_id", "impression_id"][count % 4]
+            length = MAX_ID_BYTES + count % 8 // 4
+            # Two bytes a letter, so that characters don't pass for bytes.
+            long = value[field] + (length - len(value[field].encode())) % 2 * "-"
+            value[field] = long + (length - len(long.encode())) // 2 * "\u00e9"
+            self.script.put(time, n, "interactions", value["user_id"], value, 4)
+            name = f"{'i' * (MAX_ID_BYTES - 4 + count % 2)}{count:04}"
+            self.put_item(time, n, name, self.items[item])
+            self.put_set(time, n, f"{'s' * (MAX_ID_BYTES - 4 + count % 3 // 2)}{count:04}", time, [item])
+            self.put_set(time, n, f"long{count}", time, [item, name])
+        for count in range(self.often(0.0004, 24)):
+            n, time, user, item = self.at_random()
+            one = count % 2
+            value = event("", user, item, "click", time)
+            value["event_id"] = self.stuffed("interactions", user, value, one)
+            self.script.put(time, n, "interactions", user, value, 4)
+            full = {**self.items[item], "description": "", "updated_at": time}
+            full["description"] = self.stuffed("items", item, full, one)
+            self.put_item(time, n, item, full)
+            offered = {"computed_at": time, "items": [item, ""]}
+            offered["items"][1] = self.stuffed("candidates", user, offered, one)
+            self.put_set(time, n, f"{user}", time, offered["items"])
+
+    def stuffed(self, topic, key, value, more):
+        """The text that fills a field, now empty, so that the record is just as large as may be, or `more` larger."""
+        length = self.max_record_bytes + more - len(key.encode()) - len(single_object(topic, filled(topic, value)))
+        # The field's length takes one byte while it is empty, three from 8 KiB on.
+        assert length > 8_193, "max_record_bytes is too small for what else stands in the record"
+        return (length - 2) * "x"
+
+    def absurd_times(self):
+        for count in range(self.often(0.0005, 24)):
+            n, time, user, item = self.at_random()
+            absurd = ABSURD[count % len(ABSURD)]
+            stamp = time + self.random.choice([0, AHEAD])
+            self.script.put(time, n, "interactions", user, event(f"t{count}", user, item, "click", absurd), 6, stamp)
+            self.put_set(time, n, user, absurd, [item])
+            # The ends of what is read: one is late, the other future.
+            end = [EARLIEST, LATEST - 1][count % 2]
+            self.script.put(time, n, "interactions", user, event(f"e{count}", user, item, "click", end), 6)
+            self.put_set(time, n, f"end{count}", end, [item])
 
     def bursts(self):
         """A user with more events within the lateness window than `max_window_events`."""
@@ -560,11 +620,15 @@ class Mutator:
                 self.put_set(self.end, len(self.ratings) + 2, user, self.end, offered, raw=raw)
 
 
-def build(folder, events=None, seed=1, partitions=3, max_window_events=250, mutations=True):
+def build(
+    folder, events=None, seed=1, partitions=3, max_window_events=250, mutations=True, max_record_bytes=16_384
+):
     """The script for a folder of RecBole files."""
     folder = Path(folder)
     ratings = read_ratings(folder, events)
-    return Mutator(ratings, read_items(folder), seed, partitions, max_window_events, mutations).run()
+    return Mutator(
+        ratings, read_items(folder), seed, partitions, max_window_events, mutations, max_record_bytes
+    ).run()
 
 
 def main():
@@ -575,10 +639,17 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--partitions", type=int, default=3, help="of interactions and candidates")
     parser.add_argument("--max-window-events", type=int, default=250, help="of the program's config: sizes the bursts")
+    parser.add_argument("--max-record-bytes", type=int, default=16_384, help="of the program's config: sizes the oversized")
     parser.add_argument("--no-mutations", action="store_true", help="a plain replay")
     args = parser.parse_args()
     script = build(
-        args.data, args.events, args.seed, args.partitions, args.max_window_events, not args.no_mutations
+        args.data,
+        args.events,
+        args.seed,
+        args.partitions,
+        args.max_window_events,
+        not args.no_mutations,
+        args.max_record_bytes,
     )
     script.write(args.out)
     topics = defaultdict(int)

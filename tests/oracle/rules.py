@@ -27,9 +27,13 @@ from framing import (
     rounded_mean,
     text_digest,
 )
-from logs import key_bytes
+from logs import record_size
 
 HEX64 = re.compile(r"[0-9a-f]{64}\Z")
+
+# Times are read from the year 1900, and below the year 2200.
+EARLIEST = -2_208_988_800_000
+LATEST = 7_258_118_400_000
 
 MINUTE = 60_000
 DAY = 24 * 60 * MINUTE
@@ -59,9 +63,12 @@ DEFAULT_CONFIG = {
     "max_candidates": 1_000,
     "max_demonstrations": 100_000,
     "max_future_skew_ms": 5 * MINUTE,
+    "max_id_bytes": 256,
     "max_live_pairs": 1_000_000,
+    "max_record_bytes": 262_144,
     "max_window_events": 10_000,
     "pair_ttl_ms": DAY,
+    "partitioner": "murmur2",
     "prompt_history": 10,
     "search": "exact",
 }
@@ -124,6 +131,9 @@ class Config:
         self.pair_ttl = raw["pair_ttl_ms"]
         self.demonstration_ttl = raw["demonstration_ttl_ms"]
         self.max_window_events = raw["max_window_events"]
+        self.max_record_bytes = raw["max_record_bytes"]
+        self.max_id_bytes = raw["max_id_bytes"]
+        self.partitioner = raw["partitioner"]
         self.max_candidates = raw["max_candidates"]
         self.max_live_pairs = raw["max_live_pairs"]
         self.max_demonstrations = raw["max_demonstrations"]
@@ -219,6 +229,11 @@ def is_number(value):
     return isinstance(value, (int, float)) and not isinstance(value, bool) and np.isfinite(value)
 
 
+def plausible(time):
+    """Is a producer's time one that is read?"""
+    return EARLIEST <= time < LATEST
+
+
 def bits(value):
     """A value by its bits, so that 0.0 and -0.0 differ."""
     return None if value is None else np.float64(value).tobytes()
@@ -227,11 +242,11 @@ def bits(value):
 class World:
     """Everything that follows from a prefix of the logs."""
 
-    def __init__(self, logs, counts, config, actives, partitioner="murmur2"):
+    def __init__(self, logs, counts, config, actives):
         """`logs`: records by topic below the bounds, in (partition, offset) order. `counts`: partitions by topic."""
         self.config = config
         self.actives = actives
-        self.partitioner = partitioner
+        self.partitioner = config.partitioner
         self.hits = Counter()
         self.notes = Counter()
         self.dead = {}
@@ -271,6 +286,13 @@ class World:
         self.dead[(record.topic, record.partition, record.offset)] = DeadLetter(record, reason)
         self.hits[count_as or reason] += 1
 
+    def _oversized(self, topic, record):
+        return record_size(topic, record) > self.config.max_record_bytes
+
+    def _long(self, *ids):
+        """Is any of the ids that are there too long?"""
+        return any(name is not None and len(name.encode("utf-8")) > self.config.max_id_bytes for name in ids)
+
     def _readable(self, record):
         """Why an interaction is unreadable, or None."""
         value = record.value
@@ -289,6 +311,8 @@ class World:
             return "null_key"
         if record.key != value["user_id"]:
             return "other_key"
+        if not plausible(value["event_time"]):
+            return "absurd_time"
         return None
 
     def _accept_interactions(self, records, count):
@@ -297,12 +321,18 @@ class World:
         times = defaultdict(list)
         misplaced = {}
         for record in records:
+            if self._oversized("interactions", record):
+                self._refuse(record, "oversized")
+                continue
             why = self._readable(record)
             if why is not None:
                 hits[f"unreadable_{why}"] += 1
                 self._refuse(record, "unreadable")
                 continue
             value, partition = record.value, record.partition
+            if self._long(value["user_id"], value["item_id"], value["event_id"], value["impression_id"]):
+                self._refuse(record, "oversized", "oversized_id")
+                continue
             user, time = value["user_id"], value["event_time"]
             if user not in misplaced:
                 misplaced[user] = partition_of(user.encode("utf-8"), count, self.partitioner)
@@ -371,6 +401,9 @@ class World:
         place = {}
         for record in records:
             key = record.key
+            if self._oversized("items", record):
+                self._refuse(record, "oversized", "items_oversized")
+                continue
             if not isinstance(key, str) or not key:
                 self._refuse(record, "unreadable", "items_unreadable")
                 continue
@@ -378,6 +411,9 @@ class World:
                 self._refuse(record, "unreadable", "items_unreadable")
                 if key in self.items and self.items[key].exists:
                     self.hits["item_kept_by_unreadable"] += 1
+                continue
+            if self._long(key):
+                self._refuse(record, "oversized", "items_oversized_id")
                 continue
             if place.setdefault(key, record.partition) != record.partition:
                 self.notes["items_on_two_partitions"] += 1
@@ -408,9 +444,18 @@ class World:
     def _accept_candidates(self, records, count):
         for record in records:
             key, value = record.key, record.value
+            if self._oversized("candidates", record):
+                self._refuse(record, "oversized", "candidates_oversized")
+                continue
             unreadable = not isinstance(key, str) or not key or record.undecodable is not None
             if unreadable or (value is not None and "" in value["items"]):
                 self._refuse(record, "unreadable", "candidates_unreadable")
+                continue
+            if value is not None and not plausible(value["computed_at"]):
+                self._refuse(record, "unreadable", "candidates_absurd_time")
+                continue
+            if self._long(key, *(value["items"] if value is not None else ())):
+                self._refuse(record, "oversized", "candidates_oversized_id")
                 continue
             if partition_of(key.encode("utf-8"), count, self.partitioner) != record.partition:
                 self._refuse(record, "misrouted", "candidates_misrouted")

@@ -5,6 +5,7 @@ import io
 import json
 import random
 import shutil
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -278,6 +279,65 @@ def test_unreadable_goes_before_misrouted_before_future():
     assert world.maxima[home] == T and world.maxima[1 - home] == framing.I64_MIN
 
 
+def test_times_are_read_from_1900_and_below_2200():
+    logs = Logs()
+    for time in (-(2**63), -2_208_988_800_001, 7_258_118_400_000, 2**63 - 1):
+        logs.event("x", time)  # 0 to 3, each at its own timestamp
+    logs.event("low", -2_208_988_800_000).event("e", T).event("high", 7_258_118_399_999, stamp=T)
+    logs.set("u", 2**63 - 1, ["a"]).set("v", 7_258_118_399_999, ["a"])
+    world = logs.world()
+    assert reasons(world) == {**{offset: "unreadable" for offset in range(4)}, 6: "future"}
+    assert world.maxima == [T] and world.hits["unreadable_absurd_time"] == 4
+    assert world.hits["candidates_absurd_time"] == 1 and set(world.sets) == {"v"}
+
+
+def test_sizes_at_the_limit_and_one_above():
+    two = "\u00e9"  # two bytes
+    logs = Logs()
+    logs.event(5 * two, T).event(5 * two + "x", T)  # 1: an id of 11 bytes
+    logs.event("a", T, names=5 * two).event("b", T, names=11 * "n")  # 3
+    logs.event("", T, item=11 * "i")  # 4: unreadable goes first
+    logs.event("c", T, kind="view", item=11 * "i")  # 5: as well
+    logs.event("d", 2**63 - 1, item=11 * "i")  # 6: as well
+    logs.event("x", T, raw="00" * 99).event("x", T, raw="00" * 100)  # with the key `u` 100 and 101 bytes
+    logs.item(10 * "k", title="x").item(11 * "k", title="x").set("u", T, ["a", 10 * "i"]).set("u", T, ["a", 11 * "i"])
+    world = logs.world(max_id_bytes=10, max_record_bytes=100)
+    got = {position: letter.reason for position, letter in world.dead.items()}
+    assert got == {
+        **{("interactions", 0, offset): "oversized" for offset in (1, 3, 8)},
+        **{("interactions", 0, offset): "unreadable" for offset in (4, 5, 6, 7)},
+        ("items", 0, 1): "oversized",
+        ("candidates", 0, 1): "oversized",
+    }
+    assert world.sets["u"]["items"] == ["a", 10 * "i"]
+    letters = oracle.expected_dead_letters(world)
+    assert letters["interactions", 0, 8]["key"] == b"u".hex()
+    record = world.dead["interactions", 0, 8].record
+    assert oracle.payload_holds(record, "interactions", "00" * 99, 100)
+    assert not oracle.payload_holds(record, "interactions", "00" * 100, 100)
+
+
+def test_crc32_places_records_elsewhere():
+    user = next(f"u{n}" for n in range(99) if framing.partition_of(b"u%d" % n, 3) != zlib.crc32(b"u%d" % n) % 3)
+    logs = Logs()
+    for place in range(3):
+        logs.event("e", T, user=user, key=user, partition=place)
+    for partitioner, home in (("murmur2", framing.partition_of(user.encode(), 3)), ("crc32", zlib.crc32(user.encode()) % 3)):
+        world = logs.world(partitions=3, partitioner=partitioner)
+        assert {place: letter.reason for (_, place, _), letter in world.dead.items()} == {
+            place: "misrouted" for place in range(3) if place != home
+        }
+
+
+def test_values_are_written_as_the_golden_ones():
+    golden = json.loads((Path(__file__).parents[2] / "schemas/golden/values.json").read_text(encoding="utf-8"))
+    for topic in ("interactions", "items", "candidates"):
+        raw = bytes.fromhex(golden[f"{topic}.v1"])
+        reader = dumps.Avro(raw[10:])
+        assert dumps.single_object(topic, dumps.READERS[topic](reader))[10:] == raw[10:]
+        assert reader.at == len(raw) - 10
+
+
 def test_window_full_counts_itself_and_only_the_window():
     logs = Logs()
     logs.event("e0", T).event("e1", T + 10 * M).event("e2", T + 10 * M)  # e0 is at just the lateness
@@ -420,6 +480,7 @@ def write_ratings(folder, seed=5, users=45, items=220, ratings=2_400):
 
 SMALL = {
     "max_window_events": 60,
+    "max_record_bytes": 16_384,
     "cot_stride": {"positive": 2, "explicit_negative": 1, "implicit_negative": 4},
     "demonstration_ttl_ms": 8 * 86_400_000,
 }

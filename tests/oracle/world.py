@@ -19,7 +19,7 @@ import numpy as np
 import logs as dumps
 from framing import canonical_json, item_text, partition_of, text_digest
 from ict import Ict, random_weights, write_safetensors
-from logs import Record
+from logs import Record, single_object
 from oracle import expected_dead_letters, expected_examples, expected_features
 from rules import DEFAULT_CONFIG, Config, World, decision
 
@@ -240,9 +240,11 @@ def make(script, folder, seed=1, width=384, partitions=3, pool=0, rows=None, **c
     letters = Log("dead_letters", 1)
     for position, value in sorted(expected_dead_letters(world).items()):
         source = world.dead[position].record
-        payload = source.undecodable
+        payload = source.source
         if payload is None and source.value is not None:
-            payload = json.dumps(source.value).encode().hex()
+            payload = single_object(source.topic, source.value).hex()
+        if payload is not None:
+            payload = payload[: 2 * max(0, config.max_record_bytes - len(dumps.key_bytes(source.key) or b""))]
         letters.put(list(position), {**value, "payload": payload}, headers=headers(2))
     written = {
         **logs,
@@ -266,6 +268,7 @@ def main():
     parser.add_argument("--partitions", type=int, default=3)
     parser.add_argument("--max-window-events", type=int, default=250)
     parser.add_argument("--pool", type=int, default=0)
+    parser.add_argument("--max-record-bytes", type=int, default=16_384)
     args = parser.parse_args()
     world = make(
         args.script,
@@ -275,6 +278,7 @@ def main():
         args.partitions,
         args.pool,
         max_window_events=args.max_window_events,
+        max_record_bytes=args.max_record_bytes,
     )
     print(json.dumps({"pairs": len(world.pairs), "demonstrations": len(world.demonstrations)}))
 

@@ -162,6 +162,14 @@ impl Config {
         );
         if let Some(kafka) = &raw.topics.kafka {
             problems.extend(kafka.problems());
+            let largest = raw.semantics.largest_record();
+            if largest > kafka.message_max_bytes {
+                problems.push(format!(
+                    "topics.kafka.message_max_bytes must be at least {largest}, the largest record that [semantics] \
+                     max_record_bytes, max_id_bytes, history_length and demonstrations make possible: raise it, or \
+                     lower these"
+                ));
+            }
         }
         if let Some(qdrant) = &raw.qdrant {
             problems.extend(qdrant.problems());

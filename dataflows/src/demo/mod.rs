@@ -26,7 +26,7 @@ use ictflow_connectors::{Error, Result};
 use ictflow_schemas::Millis;
 use ictflow_schemas::candidates::Candidates;
 use ictflow_schemas::config::{CotStride, Semantics};
-use ictflow_schemas::framing::partition;
+use ictflow_schemas::framing::Partitioner;
 use ictflow_schemas::item::Item;
 use ictflow_schemas::topic::{NewRecord, Topic};
 use ictflow_schemas::wire::{Format, Wire};
@@ -336,7 +336,7 @@ impl Producer {
     ) -> NewRecord {
         NewRecord {
             topic: self.names.of(topic).to_owned(),
-            partition: partition(key.as_bytes(), PARTITIONS),
+            partition: Partitioner::default().partition(key.as_bytes(), PARTITIONS),
             timestamp,
             key: Some(key.as_bytes().to_vec()),
             value,

@@ -18,7 +18,7 @@ use ictflow_operators::ict::{Shape, Weights, untrained};
 use ictflow_schemas::candidates::Candidates;
 use ictflow_schemas::config::Semantics;
 use ictflow_schemas::cot::CotRequest;
-use ictflow_schemas::framing::partition;
+use ictflow_schemas::framing::Partitioner;
 use ictflow_schemas::interaction::Interaction;
 use ictflow_schemas::item::Item;
 use ictflow_schemas::topic::{NewRecord, Topic};
@@ -42,7 +42,9 @@ pub fn record(line: &Value, partitions: u32, prefix: &str) -> NewRecord {
     let place = line["partition"].as_u64().map(|p| p as u32);
     NewRecord {
         topic: format!("{prefix}{topic}"),
-        partition: place.unwrap_or_else(|| key.as_deref().map_or(0, |key| partition(key, partitions))),
+        partition: place.unwrap_or_else(|| {
+            key.as_deref().map_or(0, |key| Partitioner::Murmur2.partition(key, partitions))
+        }),
         timestamp: line["timestamp"].as_i64(),
         key,
         value,

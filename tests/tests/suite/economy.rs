@@ -7,7 +7,7 @@ use ictflow_schemas::cot::CotRequest;
 use ictflow_schemas::dead_letter::DeadLetter;
 use ictflow_schemas::example::ExampleRecord;
 use ictflow_schemas::feature::{CotStatus, Feature, feature_key};
-use ictflow_schemas::framing::{Frame, partition};
+use ictflow_schemas::framing::{Frame, Partitioner};
 use ictflow_schemas::topic::{NewRecord, Topic};
 use ictflow_schemas::wire::Wire;
 use ictflow_tests::support::world::{
@@ -85,7 +85,7 @@ fn a_restart_publishes_only_what_differs() {
     let stray = feature_key("nobody", "a");
     let record = NewRecord {
         topic: world.names().of(Topic::Features).to_owned(),
-        partition: partition(b"nobody", world.partitions),
+        partition: Partitioner::Murmur2.partition(b"nobody", world.partitions),
         timestamp: None,
         key: Some(stray.clone()),
         value: Some(b"leftover".to_vec()),

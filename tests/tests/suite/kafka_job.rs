@@ -3,7 +3,7 @@
 
 use crate::parity::{mutated, semantics, verify};
 use ictflow_schemas::example::ExampleRecord;
-use ictflow_schemas::framing::{partition, unframe};
+use ictflow_schemas::framing::{Partitioner, unframe};
 use ictflow_schemas::topic::{Policy, Topic};
 use ictflow_schemas::wire::Wire;
 use ictflow_tests::support::kafka::{Broker, kcat, unique};
@@ -99,7 +99,7 @@ fn a_job_on_a_real_broker_equals_the_oracle_over_a_restart() {
     ictflow_dataflows::epochs::read_whole(&mut *world.topics(), names.of(Topic::Features), |record| {
         let key = record.key.unwrap();
         let user = unframe(&key).unwrap()[0].to_vec();
-        if partition(&user, world.partitions) != record.partition {
+        if Partitioner::Murmur2.partition(&user, world.partitions) != record.partition {
             wrong.push(user);
         }
     })

@@ -5,7 +5,7 @@
 use ictflow_connectors::kafka::{Compression, Config, Kafka, Mechanism, Protocol, Secret, Security};
 use ictflow_connectors::topics::{Reader, Topics};
 use ictflow_connectors::{Disposition, Error};
-use ictflow_schemas::framing;
+use ictflow_schemas::framing::{self, Partitioner};
 use ictflow_schemas::topic::{HEADER_EPOCH, NewRecord, Policy, Record};
 use ictflow_tests::support::kafka::{Broker, SASL_PASSWORD, SASL_USER, kcat, root, run_java, unique};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
@@ -671,7 +671,7 @@ fn keys_land_where_java_clients_and_librdkafka_put_them() {
     for count in [1u32, 3, 7, 12] {
         let printed = run_java(&root().join("tests/kafka/Partition.java"), &[&count.to_string()], &hex);
         let java: Vec<u32> = printed.lines().map(|line| line.parse().unwrap()).collect();
-        let ours: Vec<u32> = keys.iter().map(|key| framing::partition(key, count)).collect();
+        let ours: Vec<u32> = keys.iter().map(|key| Partitioner::Murmur2.partition(key, count)).collect();
         assert_eq!(ours, java, "of {count} partitions");
         if count == 7 {
             assert!(
@@ -681,21 +681,28 @@ fn keys_land_where_java_clients_and_librdkafka_put_them() {
         }
     }
 
-    // librdkafka's murmur2, which C, Python and Go clients share, by what it does on a topic.
-    let count = 7;
-    let topic = unique("partitioned");
+    // librdkafka's own, which C, Python and Go clients share, by what they do on a topic.
     let mut store = broker.connect();
-    store.ensure(&topic, count, Policy::Append).unwrap();
-    let producer: BaseProducer = broker.client().set("partitioner", "murmur2_random").create().unwrap();
-    for key in &keys {
-        producer.send(BaseRecord::to(&topic).key(key).payload("x")).unwrap();
-    }
-    producer.flush(LIMIT).unwrap();
-    let read = read_all(&mut store, &topic);
-    assert_eq!(read.len(), keys.len());
-    for record in read {
-        let key = record.key.unwrap();
-        assert_eq!(record.partition, framing::partition(&key, count), "{key:?}");
+    for (setting, ours) in [
+        ("murmur2", Partitioner::Murmur2),
+        ("murmur2_random", Partitioner::Murmur2),
+        ("consistent", Partitioner::Crc32),
+        ("consistent_random", Partitioner::Crc32),
+    ] {
+        let count = 7;
+        let topic = unique("partitioned");
+        store.ensure(&topic, count, Policy::Append).unwrap();
+        let producer: BaseProducer = broker.client().set("partitioner", setting).create().unwrap();
+        for key in &keys {
+            producer.send(BaseRecord::to(&topic).key(key).payload("x")).unwrap();
+        }
+        producer.flush(LIMIT).unwrap();
+        let read = read_all(&mut store, &topic);
+        assert_eq!(read.len(), keys.len());
+        for record in read {
+            let key = record.key.unwrap();
+            assert_eq!(record.partition, ours.partition(&key, count), "{setting} {key:?}");
+        }
     }
 }
 

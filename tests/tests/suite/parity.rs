@@ -19,12 +19,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-/// The program's own limit, as the mutator's bursts expect it.
+/// The program's own limits, as the mutator's bursts and sizes expect them.
 const MAX_WINDOW_EVENTS: usize = 250;
+const MAX_RECORD_BYTES: usize = 16_384;
 
 pub fn semantics(stride: u64) -> Semantics {
     Semantics {
         max_window_events: MAX_WINDOW_EVENTS,
+        max_record_bytes: MAX_RECORD_BYTES,
         cot_stride: CotStride { positive: stride, explicit_negative: stride, implicit_negative: stride },
         demonstration_ttl_ms: 365 * 24 * 3_600_000,
         ..Semantics::default()
