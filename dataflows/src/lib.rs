@@ -10,6 +10,7 @@ pub mod job;
 pub mod names;
 pub mod pipeline;
 pub mod progress;
+pub mod queue;
 pub mod requester;
 pub mod sink;
 pub mod sources;

@@ -2,6 +2,7 @@
 //! and types; an unknown key is an error.
 
 use ictflow_connectors::kafka;
+use ictflow_connectors::llm::openai;
 use ictflow_schemas::config::Semantics;
 use ictflow_schemas::topic::Topic;
 use serde::Deserialize;
@@ -77,6 +78,8 @@ pub struct Generator {
     pub kind: GeneratorKind,
     /// The GGUF file of a local model.
     pub model: Option<PathBuf>,
+    /// `[generator.openai]`.
+    pub openai: Option<openai::Config>,
 }
 
 /// The generators.
@@ -88,6 +91,8 @@ pub enum GeneratorKind {
     Local,
     /// Deterministic text without a model: for tests and as an ablation.
     Template,
+    /// A service that speaks OpenAI's chat completions.
+    Openai,
 }
 
 /// `[ict]`.
