@@ -37,8 +37,8 @@ use ictflow_schemas::item::ItemText;
 use ictflow_schemas::topic::{NewRecord, Topic};
 use ictflow_schemas::wire::Wire;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::io::Write;
-use std::path::Path;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -107,6 +107,8 @@ pub struct Requester {
     partitions: u32,
     encoder: String,
     open: bool,
+    /// The accounting file, until it was read for what a predecessor called.
+    calls_file: Option<PathBuf>,
     /// Distinct keys in the prompt view.
     wanted: HashSet<Digest>,
     /// Wanted keys without an answer.
@@ -121,6 +123,8 @@ pub struct Requester {
     /// How far keys had come that were retracted after a call.
     left: HashMap<Digest, Progress>,
     calls: Sender<Call>,
+    /// The threads' end of `calls`, to take back what none has begun.
+    to_call: Receiver<Call>,
     ended: Receiver<Called>,
     /// Generator threads.
     threads: usize,
@@ -179,6 +183,7 @@ impl Requester {
             partitions,
             encoder: encoder_id,
             open: false,
+            calls_file: calls_file.map(Path::to_path_buf),
             wanted: HashSet::new(),
             unanswered: HashMap::new(),
             since: BTreeMap::new(),
@@ -188,6 +193,7 @@ impl Requester {
             called: HashSet::new(),
             left: HashMap::new(),
             calls,
+            to_call,
             ended,
             threads,
             held_until: None,
@@ -203,14 +209,54 @@ impl Requester {
         })
     }
 
-    /// Lets calls be made from now on.
+    /// Lets calls be made from now on. Keys that a predecessor has called go on from there, as far as its
+    /// accounting file tells: no call counts as a first one twice.
     pub fn open(&mut self) {
         self.open = true;
+        if let Some(path) = self.calls_file.take()
+            && let Err(error) = self.recall(&path)
+        {
+            let path = path.display();
+            tracing::warn!(%path, %error, "the accounting file can't be read: calls made before may count as first ones again");
+        }
     }
 
-    /// Lets no further call be made. What is under way goes on: see [`Requester::under_way`].
+    /// Reads which of the waiting keys were called before, and how often.
+    fn recall(&mut self, path: &Path) -> std::io::Result<()> {
+        if self.queue.is_empty() {
+            return Ok(());
+        }
+        let mut made: HashMap<Digest, u32> = HashMap::new();
+        for line in BufReader::new(std::fs::File::open(path)?).lines() {
+            let line = line?;
+            // A line that a kill cut off tells nothing.
+            let Some((key, call)) = line.split_once(' ') else { continue };
+            let (Some(key), Ok(call)) = (Digest::from_hex(key), call.parse::<u32>()) else { continue };
+            if self.queue.contains(&key) {
+                let most = made.entry(key).or_default();
+                *most = call.max(*most);
+            }
+        }
+        for (key, calls) in made {
+            let Some(Pending { view, number }) = self.unanswered.get(&key) else { continue };
+            self.queue.put(key, view, *number, Progress { calls, ..Progress::default() }, None);
+        }
+        Ok(())
+    }
+
+    /// Lets no further call be made, and takes back what was handed over and no thread has begun. What is
+    /// under way goes on: see [`Requester::under_way`].
     pub fn close(&mut self) {
         self.open = false;
+        while let Ok(call) = self.to_call.try_recv() {
+            let key = call.request.key;
+            self.handed -= 1;
+            self.in_flight.remove(&key);
+            match self.unanswered.get(&key) {
+                Some(Pending { view, number }) => self.queue.put(key, view, *number, call.progress, None),
+                None => self.leave(key, call.progress),
+            }
+        }
     }
 
     /// Takes an epoch: its changed requests, the keys whose records it read back, and what it tells about
@@ -500,6 +546,13 @@ impl Requester {
                 self.embedding = self.texts.send(batch).is_ok();
             }
         }
+    }
+}
+
+impl Drop for Requester {
+    fn drop(&mut self) {
+        // Nobody would journal these answers: the threads must not begin what they still find.
+        while self.to_call.try_recv().is_ok() {}
     }
 }
 
