@@ -22,6 +22,8 @@ pub enum Reply {
     Delayed(Duration),
     /// With these once so many requests are under way.
     Together(usize),
+    /// With these once the test lets it: see [`Endpoint::release`].
+    Held,
     /// With a status, and a header `Retry-After` where given.
     Status(u16, Option<&'static str>),
     /// With the first half of a good body, and then the connection ends.
@@ -84,6 +86,7 @@ struct State {
     seen: Vec<Seen>,
     under_way: usize,
     most_under_way: usize,
+    released: bool,
     /// Tokens that an answer claims.
     usage: (u64, u64),
 }
@@ -115,6 +118,7 @@ impl Endpoint {
             seen: Vec::new(),
             under_way: 0,
             most_under_way: 0,
+            released: false,
             usage: (200, 60),
         };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
@@ -136,6 +140,12 @@ impl Endpoint {
     /// Goes on with another script.
     pub fn script(&self, script: impl FnMut(&Seen) -> Reply + Send + 'static) {
         self.shared.state().script = Box::new(script);
+        self.shared.changed.notify_all();
+    }
+
+    /// Lets all held answers go.
+    pub fn release(&self) {
+        self.shared.state().released = true;
         self.shared.changed.notify_all();
     }
 
@@ -167,7 +177,9 @@ impl Endpoint {
 
     /// By key, how many whole good answers were given: what was paid for.
     pub fn paid(&self) -> BTreeMap<String, usize> {
-        let good = |seen: &&Seen| matches!(seen.reply, Reply::Good | Reply::Delayed(_) | Reply::Together(_));
+        let good = |seen: &&Seen| {
+            matches!(seen.reply, Reply::Good | Reply::Delayed(_) | Reply::Together(_) | Reply::Held)
+        };
         let mut paid = BTreeMap::new();
         for seen in self.seen().iter().filter(good) {
             *paid.entry(seen.nonce.clone()).or_default() += 1;
@@ -230,13 +242,15 @@ fn serve(mut stream: TcpStream, shared: &Shared) {
         let reply = seen.reply.clone();
         state.seen.push(seen.clone());
         shared.changed.notify_all();
-        if let Reply::Together(number) = reply {
+        let waits = |state: &State| match reply {
             // Over once so many have been under way together; later ones need not wait.
-            let alone = |state: &mut State| state.most_under_way < number;
-            let (waited, timeout) = shared.changed.wait_timeout_while(state, PATIENCE, alone).unwrap();
-            assert!(!timeout.timed_out(), "{number} requests were never under way together");
-            state = waited;
-        }
+            Reply::Together(number) => state.most_under_way < number,
+            Reply::Held => !state.released,
+            _ => false,
+        };
+        let (state, timeout) =
+            shared.changed.wait_timeout_while(state, PATIENCE, |state| waits(state)).unwrap();
+        assert!(!timeout.timed_out(), "{reply:?}: it never came about");
         (reply, state.usage)
     };
     if let Reply::Delayed(time) = reply {

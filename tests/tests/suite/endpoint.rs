@@ -293,6 +293,55 @@ fn a_drained_job_leaves_no_paid_answer_behind() {
 }
 
 #[test]
+fn an_active_user_is_asked_for_before_those_who_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = world(folder.path());
+    let endpoint = Endpoint::start(|seen| if seen.number == 1 { Reply::Held } else { Reply::Good });
+    let mut job = start(&world, &Config { concurrency: 1, ..config(&endpoint) });
+    append(&mut job, &users(5), world.partitions);
+    step_until(&mut job, |job| !endpoint.seen().is_empty() && job.requester().wanted().len() == 5);
+    // The others' last event is two days back when this one comes, wanted last of all.
+    let now = T0 + 2 * 86_400 * SECOND;
+    let lines = [
+        event("new", "new-1", "c", "rate", Some(5.0), now),
+        event("new", "new-2", "a", "rate", Some(5.0), now + SECOND),
+    ];
+    append(&mut job, &lines, world.partitions);
+    step_until(&mut job, |job| job.requester().wanted().len() == 6);
+    endpoint.release();
+    job.run_until_idle(law).unwrap();
+    let newest: Vec<bool> = endpoint.seen().iter().map(|seen| seen.message().contains("Film c")).collect();
+    // One call was under way and one handed over before it came.
+    assert_eq!(newest, [false, false, true, false, false, false]);
+}
+
+#[test]
+fn a_key_retracted_after_a_failed_call_and_wanted_again_has_one_first_call() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = world(folder.path());
+    let endpoint = Endpoint::start(|_| Reply::Status(500, None));
+    let mut job =
+        start(&world, &Config { breaker_failures: 2, breaker_open_ms: 60_000, ..config(&endpoint) });
+    append(&mut job, &users(1), world.partitions);
+    step_until(&mut job, |job| health(job).breaker_open() && job.requester().under_way() == 0);
+    append(&mut job, &[item("a", None, "")], world.partitions);
+    step_until(&mut job, |job| job.requester().wanted().is_empty());
+    assert_eq!((job.requester().queued(), job.requester().oldest_pending()), (0, None));
+    append(&mut job, &[item("a", Some("Film a"), "1")], world.partitions);
+    step_until(&mut job, |job| job.requester().wanted().len() == 1);
+    let accounting = job.requester().accounting.clone();
+    assert_eq!((accounting.called, accounting.first_calls, accounting.attempts), (1, 1, 2));
+    drop(job);
+    endpoint.script(|_| Reply::Good);
+    let mut job = start(&world, &config(&endpoint));
+    job.run_until_idle(law).unwrap();
+    let file: Vec<u32> =
+        calls(world.calls_file.as_ref().unwrap()).into_iter().map(|(_, call)| call).collect();
+    assert_eq!(file, [1, 2, 3], "the successor goes on from there");
+    assert_eq!(records(&world)[0].attempts, 3);
+}
+
+#[test]
 fn the_breaker_opens_and_recovers_and_features_go_on_meanwhile() {
     let folder = tempfile::tempdir().unwrap();
     let world = world(folder.path());
