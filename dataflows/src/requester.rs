@@ -58,9 +58,10 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// The accounting of one process (DESIGN: `wanted` and the rest).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Accounting {
-    /// Distinct keys asked.
+    /// Distinct keys asked, without those that a predecessor has asked: so the figures of a job's
+    /// processes can be added up.
     pub called: u64,
-    /// Calls with attempt 1.
+    /// Calls with attempt 1: one for each of these.
     pub first_calls: u64,
     /// Calls, retries included.
     pub attempts: u64,
@@ -238,6 +239,7 @@ impl Requester {
             }
         }
         for (key, calls) in made {
+            self.called.insert(key);
             let Some(Pending { view, number }) = self.unanswered.get(&key) else { continue };
             self.queue.put(key, view, *number, Progress { calls, ..Progress::default() }, None);
         }

@@ -338,6 +338,8 @@ fn a_key_retracted_after_a_failed_call_and_wanted_again_has_one_first_call() {
     let file: Vec<u32> =
         calls(world.calls_file.as_ref().unwrap()).into_iter().map(|(_, call)| call).collect();
     assert_eq!(file, [1, 2, 3], "the successor goes on from there");
+    let accounting = &job.requester().accounting;
+    assert_eq!((accounting.called, accounting.first_calls, accounting.attempts), (0, 0, 1));
     assert_eq!(records(&world)[0].attempts, 3);
 }
 
