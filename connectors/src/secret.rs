@@ -37,6 +37,11 @@ impl Resolved {
     pub fn expose(&self) -> &str {
         &self.0
     }
+
+    /// The value of an `Authorization` header with this as the bearer's token.
+    pub fn bearer(&self) -> Resolved {
+        Resolved(format!("Bearer {}", self.0))
+    }
 }
 
 impl Secret {

@@ -15,6 +15,7 @@ use crate::epochs;
 use crate::names::Names;
 use crate::pipeline::{EpochInput, EpochOutput};
 use crate::points::PointStore;
+use crate::queue::Activity;
 use crate::requester::Requester;
 use crate::sink::{Committed, Sink};
 use crate::sources::{Harvest, Judge, READ_AHEAD, Source};
@@ -45,8 +46,8 @@ pub struct Parts {
     pub topics: Box<dyn Topics>,
     /// How the records of the inputs are written, where not as Avro.
     pub formats: BTreeMap<Topic, Format>,
-    /// The generator of CoTs.
-    pub generator: Box<dyn Generate>,
+    /// Generators of CoTs, one for each call that may be under way: equals in all that they say.
+    pub generators: Vec<Box<dyn Generate>>,
     /// What judges the generator's drafts.
     pub validator: Validator,
     /// The encoder of texts.
@@ -121,6 +122,7 @@ struct Pending {
     record: EpochRecord,
     publish: bool,
     harvest: Harvest,
+    activity: Activity,
     output: EpochOutput,
     /// Whether its pairs were looked up.
     found: bool,
@@ -145,7 +147,7 @@ impl Job {
     /// # Errors
     /// `Fatal` with a hint where the topics, the recorded bounds or the configuration don't fit.
     pub fn start(parts: Parts, semantics: Arc<Semantics>, options: Options) -> Result<Self> {
-        let Parts { mut topics, formats, generator, validator, encoder, weights, points } = parts;
+        let Parts { mut topics, formats, generators, validator, encoder, weights, points } = parts;
         if semantics.search == Search::Stored && points.is_none() {
             return Err(Error::fatal(
                 "start the job",
@@ -172,6 +174,7 @@ impl Job {
             ));
         }
         let config = semantics.canonical();
+        let generator = one_of(&generators)?;
         let actives = Arc::new(Actives {
             llm_model: generator.model().to_owned(),
             prompt_version: generator.prompt_version().to_owned(),
@@ -209,7 +212,8 @@ impl Job {
         let requester = Requester::start(
             names,
             (semantics.partitioner, partitions),
-            generator,
+            semantics.pair_ttl_ms,
+            generators,
             validator,
             encoder,
             options.calls_file.as_deref(),
@@ -301,6 +305,24 @@ impl Job {
         }
     }
 
+    /// Starts no further call, waits for those under way, and journals their answers: they are paid for,
+    /// and a successor would have to ask again. Waits at most `limit`; returns whether all had ended.
+    ///
+    /// # Errors
+    /// Those of [`Job::step`].
+    pub fn drain(&mut self, limit: Duration) -> Result<bool> {
+        self.requester.close();
+        let started = Instant::now();
+        loop {
+            self.journal()?;
+            let drained = self.requester.under_way() == 0 && self.unjournaled.is_empty();
+            if drained || started.elapsed() >= limit {
+                return Ok(drained);
+            }
+            std::thread::sleep(crate::requester::IDLE);
+        }
+    }
+
     /// Takes records from every source and judges them.
     fn harvest(&mut self, mut take: impl FnMut(&mut Source) -> Result<Vec<Record>>) -> Result<Harvest> {
         let mut harvest = Harvest::default();
@@ -377,8 +399,10 @@ impl Job {
         // An epoch that a predecessor recorded under other versions publishes nothing: its vectors would
         // be made with today's weights under yesterday's name. The next epoch publishes all.
         let publish = self.publish && record.actives == *self.actives;
+        let activity = Activity::of(&harvest.input, record.clock);
         let output = self.run(&record, std::mem::take(&mut harvest.input), publish);
-        self.pending = Some(Pending { record, publish, harvest, output, found: false, stalled: None });
+        self.pending =
+            Some(Pending { record, publish, harvest, activity, output, found: false, stalled: None });
         self.finish(Duration::ZERO)
     }
 
@@ -404,7 +428,7 @@ impl Job {
                 return Ok(None);
             }
         }
-        let Pending { record, publish, harvest, output, .. } = pending;
+        let Pending { record, publish, harvest, activity, output, .. } = pending;
         let offsets: Vec<(String, u32, i64)> = self
             .sources
             .iter()
@@ -422,7 +446,7 @@ impl Job {
             &offsets,
         )?;
         self.committed = record.epoch;
-        self.requester.apply(&output, &harvest.answered, &harvest.embedded);
+        self.requester.apply(&output, &harvest.answered, &harvest.embedded, &activity);
         self.totals.epochs += 1;
         self.totals.committed.features += committed.features;
         self.totals.committed.retractions += committed.retractions;
@@ -475,6 +499,7 @@ impl Job {
             self.run_and_commit(record, harvest)?;
             return Ok(());
         }
+        let activity = Activity::of(&harvest.input, record.clock);
         let output = self.run(&record, std::mem::take(&mut harvest.input), false);
         if record.epoch == self.committed && self.semantics.search == Search::Stored {
             // The state is now just what the standing features were made of.
@@ -482,7 +507,7 @@ impl Job {
             self.engine.run(second_time(record.epoch), clock(&record, false), input);
         }
         self.sink.replay(&output.examples);
-        self.requester.apply(&output, &harvest.answered, &harvest.embedded);
+        self.requester.apply(&output, &harvest.answered, &harvest.embedded, &activity);
         self.last = Some(record);
         Ok(())
     }
@@ -687,6 +712,21 @@ fn prepare(topics: &mut dyn Topics, options: &Options) -> Result<u32> {
         topics.ensure(name(topic), 1, topic.policy())?;
     }
     Ok(count)
+}
+
+/// One of generators that say the same of themselves.
+fn one_of(generators: &[Box<dyn Generate>]) -> Result<&dyn Generate> {
+    const HINT: &str = "a generator for each thread, all of one configuration";
+    let Some((first, others)) = generators.split_first() else {
+        return Err(Error::fatal("start the generators", "there is none", HINT));
+    };
+    let says = |generator: &dyn Generate| {
+        [generator.model(), generator.prompt_version(), generator.parameters()].map(str::to_owned)
+    };
+    match others.iter().all(|other| says(&**other) == says(&**first)) {
+        true => Ok(&**first),
+        false => Err(Error::fatal("start the generators", "they differ", HINT)),
+    }
 }
 
 /// The job's own progress. Another job's on the same topic means that it owns the outputs too: both

@@ -11,6 +11,7 @@ pub mod names;
 pub mod pipeline;
 pub mod points;
 pub mod progress;
+pub mod queue;
 pub mod requester;
 pub mod sink;
 pub mod sources;

@@ -1,6 +1,7 @@
 //! Asks the LLM and the encoder for what the journals request, outside the frontier.
 //!
-//! * First in, first out. A retraction cancels a request that isn't called yet.
+//! * The most valuable key first ([`crate::queue`] says which). A retraction cancels a request that isn't
+//!   called yet.
 //! * A key enters the set in flight at its first call and leaves only when an epoch has read its
 //!   record back. So a key that is retracted while its call is under way and wanted again is not
 //!   asked twice.
@@ -8,20 +9,27 @@
 //! * Closed until the logs were read to the ends seen at start and the job has caught up with its
 //!   inputs: before that, what looks unanswered may be answered further on.
 //! * A call that ends without a record goes back to the queue after a pause, its attempt number
-//!   kept.
+//!   kept, though the key be retracted and wanted again meanwhile.
+//! * While a generator can start no call, because its service is down or its budget is spent, none is
+//!   handed over: the keys wait in their order, and what isn't called isn't accounted.
+//!
+//! At each epoch `wanted` is the sum of `answered`, `queued` and `in_flight`.
 //!
 //! Limits: one call under way a generator thread and [`AHEAD`] handed over; [`BATCH`] texts an
-//! encoder call. The queue holds one entry a wanted key.
+//! encoder call. The queue holds at most one entry a wanted key.
 
 use crate::names::Names;
 use crate::pipeline::EpochOutput;
+use crate::queue::{Activity, Queue};
 use crate::texts::Texts;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 use ictflow_connectors::encoder::Embed;
 use ictflow_connectors::llm::Generate;
 use ictflow_connectors::llm::answer::{Interrupted, Progress, Subject, answer};
+use ictflow_connectors::llm::health::Health;
 use ictflow_connectors::llm::validate::Validator;
 use ictflow_connectors::{Disposition, Error, Result, clock};
+use ictflow_schemas::Millis;
 use ictflow_schemas::cot::{CotRecord, CotRequest, PromptEntry, PromptView};
 use ictflow_schemas::embedding::{Embedding, EmbeddingStatus};
 use ictflow_schemas::framing::{Digest, Partitioner};
@@ -29,23 +37,31 @@ use ictflow_schemas::item::ItemText;
 use ictflow_schemas::topic::{NewRecord, Topic};
 use ictflow_schemas::wire::Wire;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::io::Write;
-use std::path::Path;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Calls handed to the generator thread beside the one under way.
+/// Calls handed over beside those under way, so that no thread waits for the next look at the queue.
 const AHEAD: usize = 1;
 
 /// Texts of one encoder call.
 const BATCH: usize = 16;
 
+/// The longest pause of a key, whatever a generator asks for.
+const LONGEST_PAUSE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How long a key waits whose texts aren't there, and the longest time before a generator that can start
+/// no call is asked again.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 /// The accounting of one process (DESIGN: `wanted` and the rest).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Accounting {
-    /// Distinct keys asked.
+    /// Distinct keys asked, without those that a predecessor has asked: so the figures of a job's
+    /// processes can be added up.
     pub called: u64,
-    /// Calls with attempt 1.
+    /// Calls with attempt 1: one for each of these.
     pub first_calls: u64,
     /// Calls, retries included.
     pub attempts: u64,
@@ -61,7 +77,7 @@ pub struct Accounting {
     pub embeddings: u64,
 }
 
-/// A call for the generator thread.
+/// A call for a generator thread.
 struct Call {
     request: CotRequest,
     view: Arc<PromptView>,
@@ -71,26 +87,19 @@ struct Call {
 /// Texts by digest with their vectors.
 type Vectors = Vec<(Digest, Vec<f32>)>;
 
-/// What the generator thread says of a call.
+/// What a generator thread says of a call.
 enum Called {
     /// Call so and so of a key is under way.
     Attempt(Digest, u32),
-    /// It ended: a record, or a failure of the endpoint.
+    /// It ended: a record, a failure of the service, or a call that couldn't be started.
     Ended(Digest, std::result::Result<Box<CotRecord>, Interrupted>),
 }
 
-/// A request that waits for its call.
-#[derive(Clone, Copy, Debug)]
-struct Queued {
-    key: Digest,
-    progress: Progress,
-    not_before: Option<Instant>,
-}
-
-impl Queued {
-    fn new(key: Digest) -> Self {
-        Queued { key, progress: Progress::default(), not_before: None }
-    }
+/// A wanted key without an answer.
+struct Pending {
+    view: Arc<PromptView>,
+    /// Its place in the order of first wishes.
+    number: u64,
 }
 
 /// The requester of a job.
@@ -100,15 +109,30 @@ pub struct Requester {
     partitions: u32,
     encoder: String,
     open: bool,
+    /// The accounting file, until it was read for what a predecessor called.
+    calls_file: Option<PathBuf>,
     /// Distinct keys in the prompt view.
     wanted: HashSet<Digest>,
     /// Wanted keys without an answer.
-    unanswered: HashMap<Digest, Arc<PromptView>>,
-    queue: VecDeque<Queued>,
+    unanswered: HashMap<Digest, Pending>,
+    /// By number, since when each of these is wanted.
+    since: BTreeMap<u64, Millis>,
+    /// The next number.
+    number: u64,
+    queue: Queue,
     in_flight: HashSet<Digest>,
     called: HashSet<Digest>,
+    /// How far keys had come that were retracted after a call.
+    left: HashMap<Digest, Progress>,
     calls: Sender<Call>,
+    /// The threads' end of `calls`, to take back what none has begun.
+    to_call: Receiver<Call>,
     ended: Receiver<Called>,
+    /// Generator threads.
+    threads: usize,
+    /// No call is handed over before this: the generators can start none.
+    held_until: Option<Instant>,
+    health: Option<Arc<Health>>,
     /// Calls handed over that haven't ended.
     handed: usize,
     unembedded: HashSet<Digest>,
@@ -122,32 +146,37 @@ pub struct Requester {
 }
 
 impl Requester {
-    /// Starts the two threads. With `calls_file` each call's key and attempt is appended to it
-    /// before the call is made.
+    /// Starts a thread for each generator, and one for the encoder. Users are active for `pair_ttl`.
+    /// With `calls_file` each call's key and attempt is appended to it before the call is made.
+    ///
+    /// # Errors
+    /// `Fatal` where a thread can't be started or the file can't be opened.
     pub fn start(
         names: Names,
         (partitioner, partitions): (Partitioner, u32),
-        generator: Box<dyn Generate>,
+        pair_ttl: Millis,
+        generators: Vec<Box<dyn Generate>>,
         validator: Validator,
         encoder: Box<dyn Embed>,
         calls_file: Option<&Path>,
     ) -> Result<Self> {
-        let calls_file = match calls_file {
-            None => None,
-            Some(path) => {
-                Some(std::fs::OpenOptions::new().create(true).append(true).open(path).map_err(|e| {
-                    Error::fatal(
-                        format!("open {}", path.display()),
-                        e,
-                        "the accounting file must be writable",
-                    )
-                })?)
-            }
+        let open = |path: &Path| {
+            std::fs::OpenOptions::new().create(true).append(true).open(path).map_err(|e| {
+                Error::fatal(format!("open {}", path.display()), e, "the accounting file must be writable")
+            })
         };
         let encoder_id = encoder.id().to_owned();
-        let (calls, to_call) = bounded(AHEAD);
+        let health = generators.first().and_then(|generator| generator.health());
+        let threads = generators.len();
+        // As many as are handed over at once, so that none waits outside for a thread to wake up.
+        let (calls, to_call) = bounded(threads + AHEAD);
         let (ends, ended) = bounded(1024);
-        spawn("generator", move || generate(generator, &validator, calls_file, &to_call, &ends))?;
+        let validator = Arc::new(validator);
+        for generator in generators {
+            let calls_file = calls_file.map(open).transpose()?;
+            let (validator, to_call, ends) = (validator.clone(), to_call.clone(), ends.clone());
+            spawn("generator", move || generate(generator, &validator, calls_file, &to_call, &ends))?;
+        }
         let (texts, to_embed) = bounded(1);
         let (made, vectors) = bounded(1);
         spawn("encoder", move || embed(encoder, &to_embed, &made))?;
@@ -157,13 +186,21 @@ impl Requester {
             partitions,
             encoder: encoder_id,
             open: false,
+            calls_file: calls_file.map(Path::to_path_buf),
             wanted: HashSet::new(),
             unanswered: HashMap::new(),
-            queue: VecDeque::new(),
+            since: BTreeMap::new(),
+            number: 0,
+            queue: Queue::new(pair_ttl),
             in_flight: HashSet::new(),
             called: HashSet::new(),
+            left: HashMap::new(),
             calls,
+            to_call,
             ended,
+            threads,
+            held_until: None,
+            health,
             handed: 0,
             unembedded: HashSet::new(),
             embed_queue: VecDeque::new(),
@@ -175,13 +212,67 @@ impl Requester {
         })
     }
 
-    /// Lets calls be made from now on.
+    /// Lets calls be made from now on. Keys that a predecessor has called go on from there, as far as its
+    /// accounting file tells: no call counts as a first one twice.
     pub fn open(&mut self) {
         self.open = true;
+        if let Some(path) = self.calls_file.take()
+            && let Err(error) = self.recall(&path)
+        {
+            let path = path.display();
+            tracing::warn!(%path, %error, "the accounting file can't be read: calls made before may count as first ones again");
+        }
     }
 
-    /// Takes an epoch: its changed requests, and the keys whose records it read back.
-    pub fn apply(&mut self, output: &EpochOutput, answered: &[Digest], embedded: &[Digest]) {
+    /// Reads which of the waiting keys were called before, and how often.
+    fn recall(&mut self, path: &Path) -> std::io::Result<()> {
+        if self.queue.is_empty() {
+            return Ok(());
+        }
+        let mut made: HashMap<Digest, u32> = HashMap::new();
+        for line in BufReader::new(std::fs::File::open(path)?).lines() {
+            let line = line?;
+            // A line that a kill cut off tells nothing.
+            let Some((key, call)) = line.split_once(' ') else { continue };
+            let (Some(key), Ok(call)) = (Digest::from_hex(key), call.parse::<u32>()) else { continue };
+            if self.queue.contains(&key) {
+                let most = made.entry(key).or_default();
+                *most = call.max(*most);
+            }
+        }
+        for (key, calls) in made {
+            self.called.insert(key);
+            let Some(Pending { view, number }) = self.unanswered.get(&key) else { continue };
+            self.queue.put(key, view, *number, Progress { calls, ..Progress::default() }, None);
+        }
+        Ok(())
+    }
+
+    /// Lets no further call be made, and takes back what was handed over and no thread has begun. What is
+    /// under way goes on: see [`Requester::under_way`].
+    pub fn close(&mut self) {
+        self.open = false;
+        while let Ok(call) = self.to_call.try_recv() {
+            let key = call.request.key;
+            self.handed -= 1;
+            self.in_flight.remove(&key);
+            match self.unanswered.get(&key) {
+                Some(Pending { view, number }) => self.queue.put(key, view, *number, call.progress, None),
+                None => self.leave(key, call.progress),
+            }
+        }
+    }
+
+    /// Takes an epoch: its changed requests, the keys whose records it read back, and what it tells about
+    /// the value of the waiting ones.
+    pub fn apply(
+        &mut self,
+        output: &EpochOutput,
+        answered: &[Digest],
+        embedded: &[Digest],
+        activity: &Activity,
+    ) {
+        self.queue.learn(activity);
         for (key, diff) in &output.wanted {
             if *diff > 0 {
                 self.wanted.insert(*key)
@@ -193,22 +284,21 @@ impl Requester {
         for ((key, view), diff) in &output.generate {
             generate.entry(*key).or_insert((0, view)).0 += diff;
         }
+        let now = clock::now_ms();
+        let read_back: HashSet<&Digest> = answered.iter().collect();
         for (key, (diff, view)) in generate {
             if diff > 0 {
-                self.unanswered.insert(key, view.clone());
-                if !self.in_flight.contains(&key) {
-                    self.queue.push_back(Queued::new(key));
-                }
-            } else if diff < 0 && self.unanswered.remove(&key).is_some() && !self.in_flight.contains(&key) {
-                // What an epoch answered was never to be called; that is no cancellation.
-                self.accounting.cancelled += u64::from(self.open && !answered.contains(&key));
-                self.queue.retain(|queued| queued.key != key);
+                self.want(key, view.clone(), now);
+            } else if diff < 0 {
+                self.retract(&key, read_back.contains(&key));
             }
         }
         for key in answered {
             // Read back, and yet still requested: what was written is gone again or wasn't usable.
-            if self.in_flight.remove(key) && self.unanswered.contains_key(key) {
-                self.queue.push_back(Queued::new(*key));
+            if self.in_flight.remove(key)
+                && let Some(Pending { view, number }) = self.unanswered.get(key)
+            {
+                self.queue.put(*key, view, *number, Progress::default(), None);
             }
         }
         let mut embed: BTreeMap<Digest, isize> = BTreeMap::new();
@@ -229,6 +319,38 @@ impl Requester {
             if self.embed_in_flight.remove(text) && self.unembedded.contains(text) {
                 self.embed_queue.push_back(*text);
             }
+        }
+    }
+
+    fn want(&mut self, key: Digest, view: Arc<PromptView>, now: Millis) {
+        let number = self.number;
+        self.number += 1;
+        self.since.insert(number, now);
+        if !self.in_flight.contains(&key) {
+            let progress = self.left.remove(&key).unwrap_or_default();
+            self.queue.put(key, &view, number, progress, None);
+        }
+        if let Some(before) = self.unanswered.insert(key, Pending { view, number }) {
+            self.since.remove(&before.number);
+        }
+    }
+
+    fn retract(&mut self, key: &Digest, answered: bool) {
+        let Some(pending) = self.unanswered.remove(key) else { return };
+        self.since.remove(&pending.number);
+        if let Some(progress) = self.queue.remove(key) {
+            // What an epoch answered was never to be called; that is no cancellation.
+            self.accounting.cancelled += u64::from(self.open && !answered);
+            if !answered {
+                self.leave(*key, progress);
+            }
+        }
+    }
+
+    /// Remembers how far a key had come, so that no call of it counts as a first one twice.
+    fn leave(&mut self, key: Digest, progress: Progress) {
+        if progress.calls > 0 {
+            self.left.insert(key, progress);
         }
     }
 
@@ -265,6 +387,32 @@ impl Requester {
         self.wanted.len() - self.unanswered.len()
     }
 
+    /// Wanted keys that wait for their call, those in a pause too.
+    pub fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Wanted keys that are called, or whose record no epoch has read back yet.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.iter().filter(|key| self.unanswered.contains_key(key)).count()
+    }
+
+    /// Calls handed over that haven't ended, and whether texts are being embedded.
+    pub fn under_way(&self) -> usize {
+        self.handed + usize::from(self.embedding)
+    }
+
+    /// Since when the key is wanted that has waited longest for its answer, milliseconds of the wall
+    /// clock; after a restart, since its replay.
+    pub fn oldest_pending(&self) -> Option<Millis> {
+        self.since.first_key_value().map(|(_, since)| *since)
+    }
+
+    /// The counters of the service behind the generators, where there is one.
+    pub fn health(&self) -> Option<&Arc<Health>> {
+        self.health.as_ref()
+    }
+
     /// Wanted texts without a vector.
     pub fn unembedded(&self) -> usize {
         self.unembedded.len()
@@ -292,18 +440,7 @@ impl Requester {
                         headers: Vec::new(),
                     });
                 }
-                Ok(Called::Ended(key, Err(Interrupted { error, progress }))) => {
-                    self.handed -= 1;
-                    let Disposition::Retry { after } = error.disposition else {
-                        return Err(error);
-                    };
-                    tracing::warn!(%error, "call ended without an answer, asking again later");
-                    self.in_flight.remove(&key);
-                    if self.unanswered.contains_key(&key) {
-                        let not_before = Some(Instant::now() + after);
-                        self.queue.push_back(Queued { key, progress, not_before });
-                    }
-                }
+                Ok(Called::Ended(key, Err(interrupted))) => self.interrupted(key, interrupted)?,
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => return Err(thread_died("generator")),
             }
@@ -320,6 +457,35 @@ impl Requester {
             Err(TryRecvError::Empty) => Ok(()),
             Err(TryRecvError::Disconnected) => Err(thread_died("encoder")),
         }
+    }
+
+    /// Takes a call that ended without a record.
+    fn interrupted(&mut self, key: Digest, interrupted: Interrupted) -> Result<()> {
+        let Interrupted { error, progress, started } = interrupted;
+        self.handed -= 1;
+        let Disposition::Retry { after } = error.disposition else {
+            return Err(error);
+        };
+        let not_before = Instant::now() + after.min(LONGEST_PAUSE);
+        if started {
+            tracing::warn!(%error, "call ended without an answer, asking again later");
+        } else {
+            // Nothing is wrong with the key, and no other could be called either.
+            let until = Instant::now() + after.min(LOOK_AGAIN);
+            self.held_until = Some(self.held_until.map_or(until, |before| before.max(until)));
+        }
+        self.in_flight.remove(&key);
+        match self.unanswered.get(&key) {
+            Some(Pending { view, number }) => {
+                self.queue.put(key, view, *number, progress, started.then_some(not_before));
+            }
+            None => {
+                // Retracted before its call, as it turns out only now.
+                self.accounting.cancelled += u64::from(!started && progress.calls == 0);
+                self.leave(key, progress);
+            }
+        }
+        Ok(())
     }
 
     /// The record of a vector; one that isn't of unit norm is journaled as failed.
@@ -340,29 +506,32 @@ impl Requester {
         }
     }
 
-    fn hand_over(&mut self, texts: &Texts) {
-        let now = Instant::now();
-        let mut early = Vec::new();
-        while self.handed <= AHEAD
-            && let Some(queued) = self.queue.pop_front()
+    /// Hands the first keys of the queue to the generator threads.
+    fn call(&mut self, now: Instant, texts: &Texts) {
+        while self.handed < self.threads + AHEAD
+            && let Some(next) = self.queue.pop(now)
         {
-            if queued.not_before.is_some_and(|time| now < time) {
-                early.push(queued);
+            let Some(Pending { view, number }) = self.unanswered.get(&next.key) else { continue };
+            let Some(request) = request(next.key, view, texts) else {
+                // The item was edited or deleted since: the retraction is on its way.
+                self.queue.put(next.key, view, *number, next.progress, Some(now + LOOK_AGAIN));
                 continue;
-            }
-            let Some(view) = self.unanswered.get(&queued.key) else { continue };
-            // The item was edited or deleted since: the retraction is on its way.
-            let Some(request) = request(queued.key, view, texts) else { continue };
-            let call = Call { request, view: view.clone(), progress: queued.progress };
+            };
+            let call = Call { request, view: view.clone(), progress: next.progress };
             if self.calls.try_send(call).is_err() {
-                early.push(queued);
+                self.queue.put(next.key, view, *number, next.progress, None);
                 break;
             }
-            self.in_flight.insert(queued.key);
+            self.in_flight.insert(next.key);
             self.handed += 1;
         }
-        for queued in early.into_iter().rev() {
-            self.queue.push_front(queued);
+    }
+
+    fn hand_over(&mut self, texts: &Texts) {
+        let now = Instant::now();
+        if self.held_until.is_none_or(|until| until <= now) {
+            self.held_until = None;
+            self.call(now, texts);
         }
         if !self.embedding {
             let mut batch = Vec::new();
@@ -381,6 +550,13 @@ impl Requester {
                 self.embedding = self.texts.send(batch).is_ok();
             }
         }
+    }
+}
+
+impl Drop for Requester {
+    fn drop(&mut self) {
+        // Nobody would journal these answers: the threads must not begin what they still find.
+        while self.to_call.try_recv().is_ok() {}
     }
 }
 
@@ -412,8 +588,9 @@ fn generate(
     while let Ok(call) = calls.recv() {
         let key = call.request.key;
         let mut on_call = |key: &Digest, attempt: u32| {
+            // One write a line: several threads append to the file.
             if let Some(file) = &mut calls_file
-                && let Err(error) = writeln!(file, "{} {attempt}", key.hex())
+                && let Err(error) = file.write_all(format!("{} {attempt}\n", key.hex()).as_bytes())
             {
                 tracing::error!(%error, "the accounting file couldn't be written: the calls made are not all on record");
             }

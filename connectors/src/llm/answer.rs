@@ -21,7 +21,7 @@ pub struct Progress {
     pub tokens_out: i64,
 }
 
-/// A call that ended without an answer: what failed, and where to go on.
+/// A key that ended without an answer: what failed, and where to go on.
 #[derive(Debug, thiserror::Error)]
 #[error("{error}")]
 pub struct Interrupted {
@@ -30,6 +30,9 @@ pub struct Interrupted {
     pub error: Error,
     /// Where to go on; give it to [`answer`] again.
     pub progress: Progress,
+    /// Whether a call was made and failed; `false` where none could be started
+    /// ([`Generate::ready`]): the service is held back from, for every key.
+    pub started: bool,
 }
 
 /// Whose key it is.
@@ -50,7 +53,7 @@ pub struct Subject<'a> {
 /// ([`Disposition::Poison`]), gives a failed record.
 ///
 /// # Errors
-/// A call that failed otherwise, with the progress to go on from.
+/// A call that failed otherwise, or none that could be started, with the progress to go on from.
 pub fn answer(
     generator: &mut dyn Generate,
     validator: &Validator,
@@ -77,6 +80,15 @@ pub fn answer(
         created_at,
     };
     while progress.drafts < generator.attempts() {
+        if let Some(wait) = generator.ready(request, &progress) {
+            let error = Error::retry(
+                wait,
+                "start a call to the LLM",
+                "it is held back",
+                "the service is down or the budget is spent: see the log above",
+            );
+            return Err(Interrupted { error, progress, started: false });
+        }
         progress.calls += 1;
         on_call(&request.key, progress.calls);
         let draft = match generator.generate(request, progress.drafts + 1) {
@@ -85,7 +97,7 @@ pub fn answer(
                 record.finish_reason = "unanswerable".to_owned();
                 break;
             }
-            Err(error) => return Err(Interrupted { error, progress }),
+            Err(error) => return Err(Interrupted { error, progress, started: true }),
         };
         progress.drafts += 1;
         progress.tokens_in += draft.tokens_in;
@@ -123,6 +135,8 @@ mod tests {
     struct Scripted {
         results: Vec<crate::Result<&'static str>>,
         asked: Vec<u32>,
+        /// Calls that it lets start.
+        leaves: usize,
     }
 
     impl Generate for Scripted {
@@ -137,6 +151,15 @@ mod tests {
         }
         fn attempts(&self) -> u32 {
             3
+        }
+        fn ready(&mut self, _request: &CotRequest, _progress: &Progress) -> Option<Duration> {
+            match self.leaves.checked_sub(1) {
+                Some(left) => {
+                    self.leaves = left;
+                    None
+                }
+                None => Some(Duration::from_secs(9)),
+            }
         }
         fn generate(&mut self, _request: &CotRequest, attempt: u32) -> crate::Result<Draft> {
             self.asked.push(attempt);
@@ -171,7 +194,11 @@ mod tests {
     type Outcome = (Result<CotRecord, Interrupted>, Vec<u32>, Vec<u32>);
 
     fn run(results: Vec<crate::Result<&'static str>>, progress: Progress) -> Outcome {
-        let mut generator = Scripted { results, asked: Vec::new() };
+        run_with(usize::MAX, results, progress)
+    }
+
+    fn run_with(leaves: usize, results: Vec<crate::Result<&'static str>>, progress: Progress) -> Outcome {
+        let mut generator = Scripted { results, asked: Vec::new(), leaves };
         let mut calls = Vec::new();
         let subject = Subject { user_id: "u", item_id: "i" };
         let validator = Validator::new(&Prompt::builtin());
@@ -221,6 +248,23 @@ mod tests {
         let (out, asked, calls) = run(vec![Ok(GOOD)], out.unwrap_err().progress);
         assert!(out.is_ok());
         assert_eq!((asked, calls), (vec![1], vec![2]), "the schedule's first attempt, the second call");
+    }
+
+    #[test]
+    fn a_call_that_cannot_be_started_is_not_accounted() {
+        let (out, asked, calls) = run_with(0, vec![], Progress::default());
+        let interrupted = out.unwrap_err();
+        assert_eq!((asked, calls, interrupted.started), (vec![], vec![], false));
+        assert_eq!(interrupted.progress, Progress::default());
+        assert!(
+            matches!(interrupted.error.disposition, Disposition::Retry { after } if after.as_secs() == 9)
+        );
+        // The second attempt of the schedule is held back too, and the draft before it isn't lost.
+        let (out, asked, calls) = run_with(1, vec![Ok(BAD)], Progress::default());
+        let interrupted = out.unwrap_err();
+        assert_eq!((asked, calls, interrupted.started), (vec![1], vec![1], false));
+        assert_eq!((interrupted.progress.drafts, interrupted.progress.calls), (1, 1));
+        assert!(run(vec![retry()], Progress::default()).0.unwrap_err().started);
     }
 
     #[test]

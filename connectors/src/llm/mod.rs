@@ -1,13 +1,19 @@
 //! Generators of CoT texts behind one trait.
 
 pub mod answer;
+pub mod health;
 pub mod local;
+pub mod openai;
 pub mod prompt;
 pub mod template;
 pub mod validate;
 
 use crate::Result;
+use answer::Progress;
+use health::Health;
 use ictflow_schemas::cot::CotRequest;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// One attempt at an answer, before validation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,7 +26,7 @@ pub struct Draft {
     pub tokens_in: i64,
     /// Generated tokens, forced words not counted.
     pub tokens_out: i64,
-    /// Why it ended: `stop` or `length`.
+    /// Why it ended: `stop`, `length`, or a service's own word, such as `content_filter`.
     pub finish_reason: String,
 }
 
@@ -37,6 +43,18 @@ pub trait Generate: Send {
 
     /// How many attempts the schedule has.
     fn attempts(&self) -> u32;
+
+    /// Takes leave for the next call of a key, or says how long no call can be started: a service is
+    /// down, or a budget is spent. A leave holds for one call of [`Generate::generate`], which must
+    /// follow. What isn't started isn't accounted.
+    fn ready(&mut self, _request: &CotRequest, _progress: &Progress) -> Option<Duration> {
+        None
+    }
+
+    /// The counters of the service behind it, where there is one; clones share them.
+    fn health(&self) -> Option<Arc<Health>> {
+        None
+    }
 
     /// Makes attempt `attempt` (from 1) at an answer. Deterministic for a local model.
     fn generate(&mut self, request: &CotRequest, attempt: u32) -> Result<Draft>;

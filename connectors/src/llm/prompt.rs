@@ -342,12 +342,12 @@ fn taste(
 }
 
 /// The fence's nonce of a request.
-fn nonce(request: &CotRequest) -> String {
+pub(super) fn nonce(request: &CotRequest) -> String {
     request.key.hex()[..8].to_owned()
 }
 
 /// Puts lines of data into the fence.
-fn fence(nonce: &str, lines: &[String]) -> String {
+pub(super) fn fence(nonce: &str, lines: &[String]) -> String {
     format!("[{nonce}]\n{}\n[/{nonce}]", lines.join("\n"))
 }
 

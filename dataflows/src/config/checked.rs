@@ -10,6 +10,8 @@ use ictflow_connectors::files::{Files, Input};
 use ictflow_connectors::kafka::Kafka;
 use ictflow_connectors::llm::Generate;
 use ictflow_connectors::llm::local::{Decoding, Local as LocalLlm};
+use ictflow_connectors::llm::openai::OpenAi;
+use ictflow_connectors::llm::openai::prompt::ChatPrompt;
 use ictflow_connectors::llm::prompt::Prompt;
 use ictflow_connectors::llm::template::Template;
 use ictflow_connectors::llm::validate::Validator;
@@ -160,6 +162,15 @@ impl Config {
             raw.semantics.search == Search::Exact || raw.qdrant.is_some(),
             "semantics.search is stored and the section [qdrant] is missing",
         );
+        let service = raw.generator.kind == GeneratorKind::Openai;
+        require(
+            !service || raw.generator.openai.is_some(),
+            "generator.kind is openai and [generator.openai] is missing",
+        );
+        require(
+            service || raw.generator.openai.is_none(),
+            "[generator.openai] is given and generator.kind is another",
+        );
         if let Some(kafka) = &raw.topics.kafka {
             problems.extend(kafka.problems());
             let largest = raw.semantics.largest_record();
@@ -173,6 +184,9 @@ impl Config {
         }
         if let Some(qdrant) = &raw.qdrant {
             problems.extend(qdrant.problems());
+        }
+        if let Some(openai) = &raw.generator.openai {
+            problems.extend(openai.problems());
         }
         if !problems.is_empty() {
             return Err(Error::fatal(
@@ -250,12 +264,12 @@ impl Config {
         self.make_state()?;
         let encoder = self.encoder()?;
         let weights = self.weights(encoder.width())?;
-        let generator = self.generator()?;
+        let (generators, validator) = self.generators()?;
         Ok(Parts {
             topics: self.topics(false)?,
             formats: self.formats(),
-            generator,
-            validator: Validator::new(&Prompt::builtin()),
+            generators,
+            validator,
             encoder,
             weights,
             points: self.points()?,
@@ -278,16 +292,27 @@ impl Config {
         })
     }
 
-    fn generator(&self) -> Result<Box<dyn Generate>> {
+    /// The generators, one for each call that may be under way, and what judges their drafts.
+    fn generators(&self) -> Result<(Vec<Box<dyn Generate>>, Validator)> {
         let default = || models().join("llm").join("model.gguf");
-        Ok(match self.raw.generator.kind {
+        let guided = Prompt::builtin;
+        let one: Box<dyn Generate> = match self.raw.generator.kind {
             GeneratorKind::Local => Box::new(LocalLlm::open(
                 &self.raw.generator.model.clone().unwrap_or_else(default),
-                Prompt::builtin(),
+                guided(),
                 &Decoding::default(),
             )?),
-            GeneratorKind::Template => Box::new(Template::new(Prompt::builtin())),
-        })
+            GeneratorKind::Template => Box::new(Template::new(guided())),
+            GeneratorKind::Openai => {
+                let prompt = ChatPrompt::builtin();
+                let config = self.raw.generator.openai.clone().unwrap_or_default();
+                let (validator, threads) = (Validator::free(&prompt), config.concurrency);
+                let service = OpenAi::open(config, prompt)?;
+                let clone = || Box::new(service.clone()) as Box<dyn Generate>;
+                return Ok((std::iter::repeat_with(clone).take(threads).collect(), validator));
+            }
+        };
+        Ok((vec![one], Validator::new(&guided())))
     }
 
     /// The weights of the file, or untrained ones, which are written to the state folder.
@@ -377,6 +402,41 @@ mod tests {
             let config = Config::check(raw, None).unwrap_or_else(|e| panic!("{e}"));
             assert_eq!(config.options.job, "ictflow");
         }
+    }
+
+    #[test]
+    fn the_example_files_show_the_service_with_its_defaults() {
+        for text in [
+            include_str!("../../../deploy/config/local.toml"),
+            include_str!("../../../deploy/config/kafka.toml"),
+        ] {
+            let shown = text.lines().skip_while(|line| *line != "# [generator.openai]").skip(1);
+            let shown: String =
+                shown.map_while(|line| line.strip_prefix("# ")).flat_map(|line| [line, "\n"]).collect();
+            let shown: ictflow_connectors::llm::openai::Config =
+                toml::from_str(&shown).unwrap_or_else(|e| panic!("{e}"));
+            assert!(shown.problems().is_empty() && shown.api_key.is_some());
+            let default = ictflow_connectors::llm::openai::Config {
+                base_url: shown.base_url.clone(),
+                model: shown.model.clone(),
+                api_key: shown.api_key.clone(),
+                ..Default::default()
+            };
+            assert_eq!(shown, default);
+        }
+    }
+
+    #[test]
+    fn the_generator_and_its_section_go_together() {
+        let refused = |text: &str| Config::check(raw(text), None).unwrap_err().to_string();
+        assert!(refused("[generator]\nkind = 'openai'").contains("[generator.openai] is missing"));
+        let section = "[generator.openai]\nbase_url = 'http://127.0.0.1:1/v1'\nmodel = 'm'";
+        assert!(refused(section).contains("generator.kind is another"));
+        let both = format!("[generator]\nkind = 'openai'\n{section}");
+        assert!(refused(&format!("{both}\nconcurrency = 0")).contains("generator.openai.concurrency"));
+        let (generators, _) = Config::check(raw(&both), None).unwrap().generators().unwrap();
+        assert_eq!(generators.len(), 4);
+        assert_eq!(generators[3].model(), "m");
     }
 
     #[test]

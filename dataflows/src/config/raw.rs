@@ -1,6 +1,7 @@
 //! The configuration as the TOML file writes it. Parsing does no I/O and checks nothing but names
 //! and types; an unknown key is an error.
 
+use ictflow_connectors::llm::openai;
 use ictflow_connectors::{kafka, qdrant};
 use ictflow_schemas::config::Semantics;
 use ictflow_schemas::topic::Topic;
@@ -79,6 +80,8 @@ pub struct Generator {
     pub kind: GeneratorKind,
     /// The GGUF file of a local model.
     pub model: Option<PathBuf>,
+    /// `[generator.openai]`.
+    pub openai: Option<openai::Config>,
 }
 
 /// The generators.
@@ -90,6 +93,8 @@ pub enum GeneratorKind {
     Local,
     /// Deterministic text without a model: for tests and as an ablation.
     Template,
+    /// A service that speaks OpenAI's chat completions.
+    Openai,
 }
 
 /// `[ict]`.

@@ -3,6 +3,8 @@
 use ictflow_connectors::encoder::Embed;
 use ictflow_connectors::encoder::hashed::Hashed;
 use ictflow_connectors::kafka::{self, Kafka};
+use ictflow_connectors::llm::answer::Progress;
+use ictflow_connectors::llm::health::Health;
 use ictflow_connectors::llm::prompt::Prompt;
 use ictflow_connectors::llm::template::Template;
 use ictflow_connectors::llm::validate::Validator;
@@ -160,11 +162,21 @@ impl World {
         generator: Box<dyn Generate>,
         encoder: Box<dyn Embed>,
     ) -> ictflow_connectors::Result<Job> {
+        self.try_start_with(vec![generator], Validator::new(&Prompt::builtin()), encoder)
+    }
+
+    /// Starts the job with several generators and what judges them, or says why not.
+    pub fn try_start_with(
+        &self,
+        generators: Vec<Box<dyn Generate>>,
+        validator: Validator,
+        encoder: Box<dyn Embed>,
+    ) -> ictflow_connectors::Result<Job> {
         let parts = Parts {
             topics: self.topics(),
             formats: BTreeMap::new(),
-            generator,
-            validator: Validator::new(&Prompt::builtin()),
+            generators,
+            validator,
             encoder,
             weights: Arc::new(Weights::from_safetensors(&self.weights).unwrap()),
             points: self.points.as_ref().map(|make| make()),
@@ -263,6 +275,12 @@ where
     }
     fn attempts(&self) -> u32 {
         self.inner.attempts()
+    }
+    fn ready(&mut self, request: &CotRequest, progress: &Progress) -> Option<Duration> {
+        self.inner.ready(request, progress)
+    }
+    fn health(&self) -> Option<Arc<Health>> {
+        self.inner.health()
     }
     fn generate(&mut self, request: &CotRequest, attempt: u32) -> ictflow_connectors::Result<Draft> {
         (self.hook)(&mut *self.inner, request, attempt)

@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod economy;
+mod endpoint;
 mod generator;
 mod kafka_job;
 mod kafka_topics;

@@ -67,7 +67,7 @@ fn start(folder: &Path, world: &World) -> Job {
     let parts = Parts {
         topics: Box::new(Files::open(&inputs.map(input), folder, false).unwrap()),
         formats: inputs.map(|topic| (topic, Format::Json)).into(),
-        generator: template(),
+        generators: vec![template()],
         validator: Validator::new(&Prompt::builtin()),
         encoder: hashed(),
         weights: Arc::new(Weights::from_safetensors(&world.weights).unwrap()),
