@@ -11,6 +11,7 @@
 use crate::engine::Engine;
 use crate::epochs;
 use crate::names::Names;
+use crate::pending::Pending;
 use crate::pipeline::{EpochInput, EpochOutput};
 use crate::requester::Requester;
 use crate::sink::{Committed, Sink};
@@ -20,20 +21,24 @@ use ictflow_connectors::encoder::Embed;
 use ictflow_connectors::llm::Generate;
 use ictflow_connectors::llm::validate::Validator;
 use ictflow_connectors::topics::{Topics, Writer};
-use ictflow_connectors::{Disposition, Error, Result};
+use ictflow_connectors::{Disposition, Error, Result, clock};
 use ictflow_operators::clock::Clock;
 use ictflow_operators::ict::Weights;
-use ictflow_schemas::NO_TIME;
 use ictflow_schemas::config::Semantics;
 use ictflow_schemas::demonstration::Demonstration;
 use ictflow_schemas::epoch::{Actives, EpochRecord, Progress, WRITER_VERSION, config_digest};
 use ictflow_schemas::framing::Digest;
 use ictflow_schemas::topic::{NewRecord, Record, Topic};
 use ictflow_schemas::wire::{Format, Wire};
-use std::collections::{BTreeMap, BTreeSet};
+use ictflow_schemas::{Id, Millis, NO_TIME};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// Answers that wait to be journaled before no more are taken: where the log can't be written, the
+/// LLM isn't asked on and on.
+pub const MAX_UNJOURNALED: usize = 1_000;
 
 /// What a job is made of.
 pub struct Parts {
@@ -104,6 +109,24 @@ pub struct Job {
     failed: BTreeSet<Digest>,
     history_users: isize,
     totals: Totals,
+    pending: Pending,
+    /// Dead letters committed, by stage and reason.
+    dead_letters: BTreeMap<(String, String), u64>,
+    journal_retries: u64,
+    /// The last commit's times.
+    commit: Commit,
+}
+
+/// How long the last commit took, and how old the events were that it published.
+#[derive(Clone, Debug, Default)]
+pub struct Commit {
+    /// From the epoch's bounds to its commit.
+    pub took: Duration,
+    /// The transaction.
+    pub transaction: Duration,
+    /// For each user that the epoch brought events and the commit published vectors of: the age of
+    /// the newest of these events at the commit, milliseconds, and the number of vectors.
+    pub ages: Vec<(Millis, u64)>,
 }
 
 /// What a step did.
@@ -123,6 +146,20 @@ impl Job {
     /// # Errors
     /// `Fatal` with a hint where the topics, the recorded bounds or the configuration don't fit.
     pub fn start(parts: Parts, semantics: Arc<Semantics>, options: Options) -> Result<Self> {
+        Job::start_observed(parts, semantics, options, |_| {})
+    }
+
+    /// [`Job::start`] that lets `observe` look at the job before the replay and after each replayed
+    /// epoch.
+    ///
+    /// # Errors
+    /// Those of [`Job::start`].
+    pub fn start_observed(
+        parts: Parts,
+        semantics: Arc<Semantics>,
+        options: Options,
+        mut observe: impl FnMut(&Job),
+    ) -> Result<Self> {
         let Parts { mut topics, formats, generator, validator, encoder, weights } = parts;
         let names = options.names.clone();
         let partitions = prepare(&mut *topics, &options)?;
@@ -208,9 +245,15 @@ impl Job {
             failed: BTreeSet::new(),
             history_users: 0,
             totals: Totals::default(),
+            pending: Pending::default(),
+            dead_letters: BTreeMap::new(),
+            journal_retries: 0,
+            commit: Commit::default(),
         };
+        observe(&job);
         for record in records {
             job.replay(record)?;
+            observe(&job);
         }
         job.look_caught_up();
         Ok(job)
@@ -249,7 +292,9 @@ impl Job {
     /// # Errors
     /// Those of [`Job::step`].
     pub fn journal(&mut self) -> Result<usize> {
-        self.unjournaled.extend(self.requester.pump(&self.texts)?);
+        if self.unjournaled.len() < MAX_UNJOURNALED {
+            self.unjournaled.extend(self.requester.pump(&self.texts)?);
+        }
         if self.unjournaled.is_empty() {
             return Ok(0);
         }
@@ -257,6 +302,7 @@ impl Job {
             Ok(()) => Ok(std::mem::take(&mut self.unjournaled).len()),
             // A record that was written all the same is written again: the greatest offset stands.
             Err(Error { disposition: Disposition::Retry { .. }, context, detail, .. }) => {
+                self.journal_retries += 1;
                 tracing::warn!(context, detail, "answers couldn't be journaled, trying again");
                 Ok(0)
             }
@@ -330,6 +376,12 @@ impl Job {
     }
 
     fn run_and_commit(&mut self, record: EpochRecord, mut harvest: Harvest) -> Result<Committed> {
+        let begun = Instant::now();
+        let mut newest: HashMap<Id, Millis> = HashMap::new();
+        for event in &harvest.input.events {
+            let time = newest.entry(event.user.clone()).or_insert(NO_TIME);
+            *time = (*time).max(event.entry.event_time);
+        }
         self.last = Some(record.clone());
         self.look_caught_up();
         self.publish |= self.caught_up;
@@ -345,6 +397,7 @@ impl Job {
                 source.ends().iter().enumerate().map(move |(p, end)| (name.clone(), p as u32, *end))
             })
             .collect();
+        let transaction = Instant::now();
         let committed = self.sink.commit(
             record.epoch,
             publish,
@@ -353,7 +406,17 @@ impl Job {
             &harvest.dead_letters,
             &offsets,
         )?;
+        let now = clock::now_ms();
+        let ages = self.sink.published().iter().filter_map(|(user, vectors)| {
+            newest.get(user).map(|time| (now.saturating_sub(*time).max(0), *vectors))
+        });
+        self.commit =
+            Commit { took: begun.elapsed(), transaction: transaction.elapsed(), ages: ages.collect() };
+        for letter in &harvest.dead_letters {
+            *self.dead_letters.entry((letter.stage.clone(), letter.reason.clone())).or_default() += 1;
+        }
         self.committed = record.epoch;
+        self.pending.apply(&output, now);
         self.requester.apply(&output, &harvest.answered, &harvest.embedded);
         self.totals.epochs += 1;
         self.totals.committed.features += committed.features;
@@ -382,6 +445,7 @@ impl Job {
         }
         let output = self.run(&record, std::mem::take(&mut harvest.input), false);
         self.sink.replay(&output.examples);
+        self.pending.apply(&output, clock::now_ms());
         self.requester.apply(&output, &harvest.answered, &harvest.embedded);
         self.last = Some(record);
         Ok(())
@@ -459,6 +523,62 @@ impl Job {
     /// The last committed epoch; 0 before the first.
     pub fn committed(&self) -> i64 {
         self.committed
+    }
+
+    /// The last epoch that went through the dataflow; while a start replays, at most
+    /// [`Job::committed`]. 0 before the first.
+    pub fn epoch(&self) -> i64 {
+        self.last.as_ref().map_or(0, |last| last.epoch)
+    }
+
+    /// Whether the input ends seen at start are passed.
+    pub fn caught_up(&self) -> bool {
+        self.caught_up
+    }
+
+    /// The input logs.
+    pub fn sources(&self) -> &[Source] {
+        &self.sources
+    }
+
+    /// By source and partition, where the input logs end now.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub fn input_ends(&mut self) -> Result<Vec<Vec<i64>>> {
+        let names: Vec<&str> =
+            self.sources.iter().map(|source| self.options.names.of(source.topic())).collect();
+        names.into_iter().map(|name| self.topics.ends(name)).collect()
+    }
+
+    /// Records that a source reads ahead at most.
+    pub fn read_ahead(&self) -> usize {
+        READ_AHEAD.max(self.options.epoch_max_events)
+    }
+
+    /// Answers that wait to be journaled.
+    pub fn unjournaled(&self) -> usize {
+        self.unjournaled.len()
+    }
+
+    /// Appends of answers that failed and were tried again.
+    pub fn journal_retries(&self) -> u64 {
+        self.journal_retries
+    }
+
+    /// Since when keys wait for their answer.
+    pub fn pending(&self) -> &Pending {
+        &self.pending
+    }
+
+    /// Dead letters committed, by stage and reason.
+    pub fn dead_letters(&self) -> &BTreeMap<(String, String), u64> {
+        &self.dead_letters
+    }
+
+    /// The last commit's times.
+    pub fn last_commit(&self) -> &Commit {
+        &self.commit
     }
 
     /// The store of the topics, to append to its inputs.

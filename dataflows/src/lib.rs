@@ -1,5 +1,6 @@
 //! Assembly of ictflow: the graph, the jobs, the one binary.
 
+pub mod call_times;
 pub mod cli;
 pub mod config;
 pub mod demo;
@@ -8,11 +9,13 @@ pub mod epochs;
 pub mod explain;
 pub mod job;
 pub mod names;
+pub mod pending;
 pub mod pipeline;
 pub mod progress;
 pub mod requester;
 pub mod sink;
 pub mod sources;
+pub mod status;
 pub mod summary;
 pub mod tail;
 pub mod texts;

@@ -13,6 +13,7 @@
 //! Limits: one call under way a generator thread and [`AHEAD`] handed over; [`BATCH`] texts an
 //! encoder call. The queue holds one entry a wanted key.
 
+use crate::call_times::CallTimes;
 use crate::names::Names;
 use crate::pipeline::EpochOutput;
 use crate::texts::Texts;
@@ -51,8 +52,12 @@ pub struct Accounting {
     pub attempts: u64,
     /// Requests retracted before their call.
     pub cancelled: u64,
+    /// Answers with a text, to be journaled.
+    pub ok: u64,
     /// Answers journaled as failed.
     pub failed: u64,
+    /// Calls that ended without an answer, their keys queued again.
+    pub interrupted: u64,
     /// Prompt tokens.
     pub tokens_in: i64,
     /// Generated tokens.
@@ -118,6 +123,7 @@ pub struct Requester {
     embedding: bool,
     /// What was asked and made.
     pub accounting: Accounting,
+    times: CallTimes,
 }
 
 impl Requester {
@@ -144,12 +150,15 @@ impl Requester {
             }
         };
         let encoder_id = encoder.id().to_owned();
+        let times = CallTimes::default();
         let (calls, to_call) = bounded(AHEAD);
         let (ends, ended) = bounded(1024);
-        spawn("generator", move || generate(generator, &validator, calls_file, &to_call, &ends))?;
+        let calling = times.clone();
+        spawn("generator", move || generate(generator, &validator, calls_file, &to_call, &ends, &calling))?;
         let (texts, to_embed) = bounded(1);
         let (made, vectors) = bounded(1);
-        spawn("encoder", move || embed(encoder, &to_embed, &made))?;
+        let encoding = times.clone();
+        spawn("encoder", move || embed(encoder, &to_embed, &made, &encoding))?;
         Ok(Requester {
             names,
             partitions,
@@ -170,6 +179,7 @@ impl Requester {
             vectors,
             embedding: false,
             accounting: Accounting::default(),
+            times,
         })
     }
 
@@ -268,6 +278,31 @@ impl Requester {
         self.unembedded.len()
     }
 
+    /// Wanted keys that wait for a call.
+    pub fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Wanted keys that are called or whose answer isn't read back yet.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.iter().filter(|key| self.unanswered.contains_key(*key)).count()
+    }
+
+    /// Calls handed over that haven't ended, and how many that are at most.
+    pub fn handed(&self) -> (usize, usize) {
+        (self.handed, AHEAD + 1)
+    }
+
+    /// Texts that wait for the encoder.
+    pub fn embed_queued(&self) -> usize {
+        self.embed_queue.len()
+    }
+
+    /// How long the calls since the last look took.
+    pub fn times(&self) -> &CallTimes {
+        &self.times
+    }
+
     fn collect(&mut self, records: &mut Vec<NewRecord>) -> Result<()> {
         loop {
             match self.ended.try_recv() {
@@ -280,6 +315,7 @@ impl Requester {
                     self.handed -= 1;
                     self.accounting.tokens_in += record.tokens_in;
                     self.accounting.tokens_out += record.tokens_out;
+                    self.accounting.ok += u64::from(!record.text.is_empty());
                     self.accounting.failed += u64::from(record.text.is_empty());
                     records.push(NewRecord {
                         topic: self.names.of(Topic::Cot).to_owned(),
@@ -295,6 +331,7 @@ impl Requester {
                     let Disposition::Retry { after } = error.disposition else {
                         return Err(error);
                     };
+                    self.accounting.interrupted += 1;
                     tracing::warn!(%error, "call ended without an answer, asking again later");
                     self.in_flight.remove(&key);
                     if self.unanswered.contains_key(&key) {
@@ -406,14 +443,20 @@ fn generate(
     mut calls_file: Option<std::fs::File>,
     calls: &Receiver<Call>,
     ended: &Sender<Called>,
+    times: &CallTimes,
 ) {
     while let Ok(call) = calls.recv() {
         let key = call.request.key;
+        let mut begun: Option<Instant> = None;
         let mut on_call = |key: &Digest, attempt: u32| {
             if let Some(file) = &mut calls_file
                 && let Err(error) = writeln!(file, "{} {attempt}", key.hex())
             {
                 tracing::error!(%error, "the accounting file couldn't be written: the calls made are not all on record");
+            }
+            // The next attempt begins where the one before ended.
+            if let Some(begun) = begun.replace(Instant::now()) {
+                times.llm(begun.elapsed());
             }
             // The job may be gone; then nobody counts any more.
             let _ = ended.send(Called::Attempt(*key, attempt));
@@ -428,6 +471,9 @@ fn generate(
             clock::now_ms(),
             &mut on_call,
         );
+        if let Some(begun) = begun {
+            times.llm(begun.elapsed());
+        }
         if ended.send(Called::Ended(key, result.map(Box::new))).is_err() {
             break;
         }
@@ -438,11 +484,14 @@ fn embed(
     mut encoder: Box<dyn Embed>,
     texts: &Receiver<Vec<(Digest, Arc<str>)>>,
     vectors: &Sender<Result<Vectors>>,
+    times: &CallTimes,
 ) {
     while let Ok(batch) = texts.recv() {
         let inputs: Vec<String> = batch.iter().map(|(_, text)| text.to_string()).collect();
+        let begun = Instant::now();
         let made =
             encoder.embed(&inputs).map(|made| batch.iter().map(|(digest, _)| *digest).zip(made).collect());
+        times.encoder(begun.elapsed());
         if vectors.send(made).is_err() {
             break;
         }

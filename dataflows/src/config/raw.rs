@@ -1,7 +1,7 @@
 //! The configuration as the TOML file writes it. Parsing does no I/O and checks nothing but names
 //! and types; an unknown key is an error.
 
-use ictflow_connectors::kafka;
+use ictflow_connectors::{kafka, telemetry};
 use ictflow_schemas::config::Semantics;
 use ictflow_schemas::topic::Topic;
 use serde::Deserialize;
@@ -26,6 +26,8 @@ pub struct Raw {
     pub semantics: Semantics,
     /// The folder of this job's files: the `local` topics, the accounting file.
     pub state: Option<PathBuf>,
+    /// Metrics, probes and the status page.
+    pub telemetry: telemetry::Config,
     /// Where the topics live.
     pub topics: Topics,
     /// Worker threads of the dataflow.
