@@ -46,7 +46,7 @@ const NODES: [(&str, &str, &str, Kind, u32, u32); 17] = [
     ("features", "features", "published", Kind::Topic, 3, 6),
 ];
 
-const WIDTH: u32 = 84;
+const WIDTH: u32 = 90;
 const HEIGHT: u32 = 48;
 const PITCH_X: u32 = 108;
 const PITCH_Y: u32 = 66;
@@ -85,7 +85,7 @@ pub fn ids() -> impl Iterator<Item = &'static str> {
 
 /// The drawing. The figure of node `x` is the text with the id `v-x`, what stands beside it `r-x`.
 pub fn svg(shown: impl Fn(&str) -> Shown) -> String {
-    let (width, height) = (left(4) - 8, top(7) - 14);
+    let (width, height) = (left(3) + WIDTH + 12, top(7) - 14);
     let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"graph\" viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"the dataflow\">"
     );
@@ -128,13 +128,13 @@ fn edges() -> Vec<String> {
     edges.extend([right(0, 5, 2), right(1, 6, 2), right(2, 6, 3)]);
     let beside_0 = left(0) + WIDTH;
     // Accepted events, to pairs; the newest histories, to retrieval.
-    edges.push(format!("M{beside_0} {}H{}V{}H{}", middle(0), beside_0 + 8, middle(1) - 10, left(1)));
-    edges.push(format!("M{beside_0} {}H{}V{}H{}", middle(1) + 10, beside_0 + 14, middle(6), left(1)));
+    edges.push(format!("M{beside_0} {}H{}V{}H{}", middle(0), beside_0 + 6, middle(1) - 10, left(1)));
+    edges.push(format!("M{beside_0} {}H{}V{}H{}", middle(1) + 10, beside_0 + 13, middle(6), left(1)));
     // Pairs, to retrieval.
     edges.push(format!("M{} {}V{}", left(1) + WIDTH / 2, top(1) + HEIGHT, top(6)));
     // States of items, to retrieval and demonstrations.
     let beside_1 = left(1) + WIDTH;
-    edges.push(format!("M{} {}H{}V{}H{beside_1}", left(3), middle(1) - 8, beside_1 + 12, middle(6) - 12));
+    edges.push(format!("M{} {}H{}V{}H{beside_1}", left(3), middle(1) - 8, beside_1 + 9, middle(6) - 12));
     edges.push(format!("M{} {}H{}V{}", left(3), middle(1) + 8, left(2) + WIDTH / 2, top(5)));
     // Vectors, to demonstrations and back to the catalog.
     edges.push(format!("M{} {}H{}V{}", left(3), middle(4), left(2) + WIDTH - 16, top(5)));

@@ -98,7 +98,7 @@ function show(answer) {
   put("tokens-in", count(cot.tokens_in)); put("tokens-out", count(cot.tokens_out));
   put("hits", count(cot.cache_hits)); put("cancelled", count(cot.cancelled));
   fill("queues", s.queues.map(q => {
-    if (q.limit === null) return [q.queue.replaceAll("_", " "), "one a wanted key or text", count(q.depth)];
+    if (q.limit === null) return [q.queue.replaceAll("_", " "), "one a key or text", count(q.depth)];
     const meter = document.createElement("meter");
     meter.max = q.limit; meter.high = q.limit * 0.8; meter.value = q.depth;
     return [q.queue.replaceAll("_", " "), meter, count(q.depth) + " of " + count(q.limit)];

@@ -121,7 +121,7 @@ fn first(arguments: &Arguments) -> Result<()> {
     let mut job = Job::start(parts, config.semantics.clone(), config.options.clone())?;
     warn_untrained(&job);
     println!("replaying {} ratings of {} films as streams", data.ratings.len(), data.items.len());
-    let mut watch = Watch { reporter: Reporter::new("demo"), observer, samples: Samples::new() };
+    let mut watch = Watch { reporter: Reporter::new("demo"), observer, samples: Samples::begin() };
     watch.reporter.expect(2 * data.ratings.len() as u64);
     watch.observer.started(&job);
     let mut replay = Replay::new(&data);

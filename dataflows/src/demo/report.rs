@@ -39,13 +39,15 @@ fn html(summary: &Summary, samples: &[Sample], lineage: &Lineage) -> String {
     figures(&mut out, summary);
     let _ = write!(
         out,
-        "<section class=\"card tall\"><h2>The dataflow at the end</h2>{}<p class=\"faint legend\"><span>dashed: a topic</span> <span>thick: outside the frontier</span></p></section>",
+        "<div class=\"column\"><section class=\"card\"><h2>The dataflow at the end</h2>{}<p class=\"faint legend\"><span>dashed: a topic</span> <span>thick: outside the frontier</span></p></section>",
         graph::svg(|id| node(id, summary))
     );
+    calls(&mut out, summary, samples);
+    out.push_str("</div><div class=\"column\">");
     for chart in charts(samples) {
         let _ = write!(out, "<section class=\"card\">{}</section>", chart.html());
     }
-    calls(&mut out, summary, samples);
+    out.push_str("</div>");
     users(&mut out, lineage);
     let _ = write!(
         out,

@@ -37,7 +37,7 @@ pub struct Samples {
 
 impl Samples {
     /// Samples of a run that begins now.
-    pub fn new() -> Self {
+    pub fn begin() -> Self {
         Samples {
             begun: Instant::now(),
             kept: Vec::new(),
@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn no_more_than_the_limit_is_kept_and_the_newest_is_there() {
-        let mut samples = Samples::new();
+        let mut samples = Samples::begin();
         for n in 0..=10 * MAX_SAMPLES {
             samples.take(Sample { seconds: n as f64, ..Sample::default() });
         }
@@ -108,7 +108,7 @@ mod tests {
         assert_eq!(all[0].seconds, 0.0);
         assert_eq!(all[all.len() - 1].seconds, (10 * MAX_SAMPLES) as f64);
         assert!(all.windows(2).all(|pair| pair[0].seconds < pair[1].seconds));
-        let mut few = Samples::new();
+        let mut few = Samples::begin();
         (0..MAX_SAMPLES).for_each(|n| few.take(Sample { seconds: n as f64, ..Sample::default() }));
         assert_eq!(few.all().len(), MAX_SAMPLES, "at the limit none is gone");
     }
