@@ -26,7 +26,7 @@ pub struct Chart {
 const WIDTH: f64 = 420.0;
 const HEIGHT: f64 = 220.0;
 /// Room for the axes: left, right, top, bottom.
-const ROOM: (f64, f64, f64, f64) = (52.0, 10.0, 18.0, 36.0);
+const ROOM: (f64, f64, f64, f64) = (52.0, 22.0, 18.0, 36.0);
 /// About so many ticks an axis.
 const TICKS: f64 = 4.0;
 

@@ -90,7 +90,6 @@ fn node(id: &str, summary: &Summary) -> Shown {
         "eligible" => summary.wanted as u64,
         "generate" => summary.attempts,
         "cot" => summary.answered as u64,
-        "texts" => 0,
         "encoder" | "embeddings" => summary.embeddings_computed,
         "demonstrations" => summary.demonstrations as u64,
         "retrieval" => summary.features_full_k as u64,
@@ -148,6 +147,11 @@ fn calls(out: &mut String, summary: &Summary, samples: &[Sample]) {
     );
 }
 
+/// A score as the sum of two cosines, -2 to 2: vectors are unit ones times 2^14.
+fn similarity(score: i64) -> String {
+    format!("{:.2}", score as f64 / f64::from(1 << 28))
+}
+
 /// Users with their history and, of one offered film, the demonstrations.
 fn users(out: &mut String, lineage: &Lineage) {
     out.push_str("<section class=\"card wide\"><h2>Three users, and what their vectors were made of</h2>");
@@ -172,7 +176,7 @@ fn users(out: &mut String, lineage: &Lineage) {
                 escape(&example.user_id),
                 if used.label == 1 { "liked" } else { "did not like" },
                 escape(&lineage.title(&example.item_id)),
-                number(used.score as f64),
+                similarity(used.score),
                 if used.fresh { "" } else { ", stale" },
                 escape(cot.map_or("(its text isn't on the log any more)", |cot| &cot.text))
             );
