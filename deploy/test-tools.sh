@@ -1,6 +1,6 @@
 #!/bin/sh
 # Brings what only the tests need: kcat (an independent Kafka client), a JDK and Maven (for a real
-# Kafka), and a Python environment for the oracle and the reader. What is there is left alone.
+# Kafka), promtool (it judges the metrics), a browser (it opens the status page), and a Python environment for the oracle and the reader. What is there is left alone.
 set -eu
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
@@ -18,6 +18,8 @@ jdk() {
 
 set --
 command -v kcat >/dev/null 2>&1 || set -- "$@" kcat
+command -v promtool >/dev/null 2>&1 || set -- "$@" prometheus
+command -v chromium >/dev/null 2>&1 || set -- "$@" chromium
 [ "$(jdk)" ] || set -- "$@" default-jdk-headless
 command -v mvn >/dev/null 2>&1 || set -- "$@" maven
 python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || set -- "$@" python3-venv

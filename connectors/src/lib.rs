@@ -21,6 +21,7 @@ pub mod local;
 pub mod points;
 pub mod qdrant;
 pub mod secret;
+pub mod telemetry;
 pub mod topics;
 
 use std::time::Duration;

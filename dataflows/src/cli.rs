@@ -7,6 +7,7 @@ use crate::epochs;
 use crate::explain::Lineage;
 use crate::job::Job;
 use crate::progress::Reporter;
+use crate::status::Observer;
 use crate::summary::Summary;
 use crate::tail;
 use clap::{Args, Parser, Subcommand};
@@ -88,6 +89,10 @@ struct Run {
     /// Stop when all input is committed and every wanted CoT is answered.
     #[arg(long)]
     until_idle: bool,
+    /// Serve metrics, probes and the status page here (host:port, or off), in the place of [telemetry]
+    /// listen. Over files it is off by default.
+    #[arg(long)]
+    listen: Option<String>,
     /// Write the job's figures to this file at the end.
     #[arg(long)]
     summary: Option<PathBuf>,
@@ -154,7 +159,7 @@ fn stop_flag() -> Result<Arc<AtomicBool>> {
 }
 
 fn run_job(arguments: &Run) -> Result<()> {
-    let (config, files) = match (&arguments.interactions, &arguments.items) {
+    let (mut config, files) = match (&arguments.interactions, &arguments.items) {
         (Some(interactions), Some(items)) => {
             let files = InputFiles {
                 interactions: interactions.clone(),
@@ -163,6 +168,7 @@ fn run_job(arguments: &Run) -> Result<()> {
                 follow: arguments.follow,
             };
             let mut raw = Raw { state: arguments.store.state.clone(), ..Raw::default() };
+            raw.telemetry = ictflow_connectors::telemetry::Config::off();
             if arguments.dry {
                 raw.generator.kind = crate::config::raw::GeneratorKind::Template;
                 raw.encoder.kind = crate::config::raw::EncoderKind::Hashed;
@@ -171,10 +177,15 @@ fn run_job(arguments: &Run) -> Result<()> {
         }
         _ => (arguments.store.config()?, false),
     };
+    config.listen(arguments.listen.as_deref())?;
     let until_idle = arguments.until_idle || (files && !arguments.follow);
     let stop = stop_flag()?;
     let started = Instant::now();
-    let mut job = Job::start(config.parts()?, config.semantics.clone(), config.options.clone())?;
+    let mut observer = Observer::start(&config.telemetry, &config.options.job)?;
+    tell_address(&observer);
+    let (semantics, options) = (config.semantics.clone(), config.options.clone());
+    let mut job = Job::start_observed(config.parts()?, semantics, options, |job| observer.replayed(job))?;
+    observer.started(&job);
     warn_untrained(&job);
     let mut reporter = Reporter::new("run");
     let mut closed = Instant::now();
@@ -186,14 +197,17 @@ fn run_job(arguments: &Run) -> Result<()> {
         // and the encoder don't wait for it.
         while closed.elapsed() < config.interval && !stop.load(Ordering::Relaxed) {
             job.journal()?;
+            observer.turn();
             std::thread::sleep(crate::requester::IDLE);
         }
         let step = job.step(crate::requester::IDLE)?;
         if step.epoch.is_some() {
             closed = Instant::now();
         }
+        observer.step(&mut job, &step);
         reporter.report(&job);
     }
+    observer.finish(&mut job);
     reporter.finish(&job);
     let judged = job.judgements();
     let refused: Vec<String> =
@@ -208,6 +222,13 @@ fn run_job(arguments: &Run) -> Result<()> {
         demo::write_json(path, &summary)?;
     }
     Ok(())
+}
+
+/// Says where the status page is, if anywhere.
+pub fn tell_address(observer: &Observer) {
+    if let Some(address) = observer.address() {
+        eprintln!("the status page is http://{address}/, metrics are http://{address}/metrics");
+    }
 }
 
 /// Says loudly that vectors of untrained weights carry no learned meaning.

@@ -25,20 +25,24 @@ use ictflow_connectors::llm::Generate;
 use ictflow_connectors::llm::validate::Validator;
 use ictflow_connectors::points::Points;
 use ictflow_connectors::topics::{Topics, Writer};
-use ictflow_connectors::{Disposition, Error, Result};
+use ictflow_connectors::{Disposition, Error, Result, clock};
 use ictflow_operators::clock::Clock;
 use ictflow_operators::ict::Weights;
-use ictflow_schemas::NO_TIME;
 use ictflow_schemas::config::{Search, Semantics};
 use ictflow_schemas::demonstration::Demonstration;
 use ictflow_schemas::epoch::{Actives, EpochRecord, Progress, WRITER_VERSION, config_digest};
 use ictflow_schemas::framing::Digest;
 use ictflow_schemas::topic::{NewRecord, Record, Topic};
 use ictflow_schemas::wire::{Format, Wire};
-use std::collections::{BTreeMap, BTreeSet};
+use ictflow_schemas::{Id, Millis, NO_TIME};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+/// Answers that wait to be journaled before no more are taken: where the log can't be written, the
+/// LLM isn't asked on and on.
+pub const MAX_UNJOURNALED: usize = 1_000;
 
 /// What a job is made of.
 pub struct Parts {
@@ -99,7 +103,7 @@ pub struct Job {
     requester: Requester,
     points: Option<PointStore>,
     /// The epoch that has run and isn't committed yet.
-    pending: Option<Pending>,
+    uncommitted: Option<Uncommitted>,
     semantics: Arc<Semantics>,
     options: Options,
     actives: Arc<Actives>,
@@ -115,10 +119,30 @@ pub struct Job {
     failed: BTreeSet<Digest>,
     history_users: isize,
     totals: Totals,
+    /// Dead letters committed, by stage and reason.
+    dead_letters: BTreeMap<(String, String), u64>,
+    journal_retries: u64,
+    /// The last commit's times.
+    commit: Commit,
+}
+
+/// How long the last commit took, and how old the events were that it published.
+#[derive(Clone, Debug, Default)]
+pub struct Commit {
+    /// From the epoch's bounds to its commit.
+    pub took: Duration,
+    /// The transaction.
+    pub transaction: Duration,
+    /// For each user that the epoch brought events and the commit published vectors of: the age of
+    /// the newest of these events at the commit, milliseconds, and the number of vectors.
+    pub ages: Vec<(Millis, u64)>,
 }
 
 /// An epoch that has run and isn't committed yet.
-struct Pending {
+struct Uncommitted {
+    begun: Instant,
+    /// By user, the time of the newest event that it brought.
+    newest: HashMap<Id, Millis>,
     record: EpochRecord,
     publish: bool,
     harvest: Harvest,
@@ -147,6 +171,20 @@ impl Job {
     /// # Errors
     /// `Fatal` with a hint where the topics, the recorded bounds or the configuration don't fit.
     pub fn start(parts: Parts, semantics: Arc<Semantics>, options: Options) -> Result<Self> {
+        Job::start_observed(parts, semantics, options, |_| {})
+    }
+
+    /// [`Job::start`] that lets `observe` look at the job before the replay and after each replayed
+    /// epoch.
+    ///
+    /// # Errors
+    /// Those of [`Job::start`].
+    pub fn start_observed(
+        parts: Parts,
+        semantics: Arc<Semantics>,
+        options: Options,
+        mut observe: impl FnMut(&Job),
+    ) -> Result<Self> {
         let Parts { mut topics, formats, generators, validator, encoder, weights, points } = parts;
         if semantics.search == Search::Stored && points.is_none() {
             return Err(Error::fatal(
@@ -230,7 +268,7 @@ impl Job {
             engine,
             requester,
             points,
-            pending: None,
+            uncommitted: None,
             semantics,
             options,
             actives,
@@ -245,12 +283,18 @@ impl Job {
             failed: BTreeSet::new(),
             history_users: 0,
             totals: Totals::default(),
+            dead_letters: BTreeMap::new(),
+            journal_retries: 0,
+            commit: Commit::default(),
         };
+        observe(&job);
         for record in records {
             job.replay(record)?;
-            while job.pending.is_some() {
+            while job.uncommitted.is_some() {
+                observe(&job);
                 job.finish(STORE_PAUSE)?;
             }
+            observe(&job);
         }
         job.look_caught_up();
         Ok(job)
@@ -263,7 +307,7 @@ impl Job {
     /// `Fatal`: the job must be dropped and started anew. Nothing of the epoch is visible then.
     pub fn step(&mut self, wait: Duration) -> Result<Step> {
         let step = Step { journaled: self.journal()?, ..Step::default() };
-        if self.pending.is_some() {
+        if self.uncommitted.is_some() {
             return self.finish(wait).map(|done| step.with(done));
         }
         let record = match &self.last {
@@ -290,7 +334,9 @@ impl Job {
     /// # Errors
     /// Those of [`Job::step`].
     pub fn journal(&mut self) -> Result<usize> {
-        self.unjournaled.extend(self.requester.pump(&self.texts)?);
+        if self.unjournaled.len() < MAX_UNJOURNALED {
+            self.unjournaled.extend(self.requester.pump(&self.texts)?);
+        }
         if self.unjournaled.is_empty() {
             return Ok(0);
         }
@@ -298,6 +344,7 @@ impl Job {
             Ok(()) => Ok(std::mem::take(&mut self.unjournaled).len()),
             // A record that was written all the same is written again: the greatest offset stands.
             Err(Error { disposition: Disposition::Retry { .. }, context, detail, .. }) => {
+                self.journal_retries += 1;
                 tracing::warn!(context, detail, "answers couldn't be journaled, trying again");
                 Ok(0)
             }
@@ -393,6 +440,12 @@ impl Job {
         record: EpochRecord,
         mut harvest: Harvest,
     ) -> Result<Option<(i64, Committed)>> {
+        let begun = Instant::now();
+        let mut newest: HashMap<Id, Millis> = HashMap::new();
+        for event in &harvest.input.events {
+            let time = newest.entry(event.user.clone()).or_insert(NO_TIME);
+            *time = (*time).max(event.entry.event_time);
+        }
         self.last = Some(record.clone());
         self.look_caught_up();
         self.publish |= self.caught_up;
@@ -401,34 +454,43 @@ impl Job {
         let publish = self.publish && record.actives == *self.actives;
         let activity = Activity::of(&harvest.input, record.clock);
         let output = self.run(&record, std::mem::take(&mut harvest.input), publish);
-        self.pending =
-            Some(Pending { record, publish, harvest, activity, output, found: false, stalled: None });
+        self.uncommitted = Some(Uncommitted {
+            begun,
+            newest,
+            record,
+            publish,
+            harvest,
+            activity,
+            output,
+            found: false,
+            stalled: None,
+        });
         self.finish(Duration::ZERO)
     }
 
     /// Commits the epoch that has run, once its points are acknowledged. Gives the epoch, or nothing
     /// where it has to be tried again; then it waits at most `wait` before it tries.
     fn finish(&mut self, wait: Duration) -> Result<Option<(i64, Committed)>> {
-        let Some(mut pending) = self.pending.take() else { return Ok(None) };
-        if let Some((_, until)) = &pending.stalled {
+        let Some(mut waiting) = self.uncommitted.take() else { return Ok(None) };
+        if let Some((_, until)) = &waiting.stalled {
             let left = until.saturating_duration_since(Instant::now());
             std::thread::sleep(left.min(wait));
             if left > wait {
-                self.pending = Some(pending);
+                self.uncommitted = Some(waiting);
                 return Ok(None);
             }
         }
-        match self.write_points(&mut pending) {
+        match self.write_points(&mut waiting) {
             Ok(()) => {}
             Err(error) => {
                 let Disposition::Retry { after } = error.disposition else { return Err(error) };
-                tracing::warn!(%error, epoch = pending.record.epoch, "the epoch waits for the store of points");
-                pending.stalled = Some((error.to_string(), Instant::now() + after));
-                self.pending = Some(pending);
+                tracing::warn!(%error, epoch = waiting.record.epoch, "the epoch waits for the store of points");
+                waiting.stalled = Some((error.to_string(), Instant::now() + after));
+                self.uncommitted = Some(waiting);
                 return Ok(None);
             }
         }
-        let Pending { record, publish, harvest, activity, output, .. } = pending;
+        let Uncommitted { begun, newest, record, publish, harvest, activity, output, .. } = waiting;
         let offsets: Vec<(String, u32, i64)> = self
             .sources
             .iter()
@@ -437,6 +499,7 @@ impl Job {
                 source.ends().iter().enumerate().map(move |(p, end)| (name.clone(), p as u32, *end))
             })
             .collect();
+        let transaction = Instant::now();
         let committed = self.sink.commit(
             record.epoch,
             publish,
@@ -445,6 +508,15 @@ impl Job {
             &harvest.dead_letters,
             &offsets,
         )?;
+        let now = clock::now_ms();
+        let ages = self.sink.published().iter().filter_map(|(user, vectors)| {
+            newest.get(user).map(|time| (now.saturating_sub(*time).max(0), *vectors))
+        });
+        self.commit =
+            Commit { took: begun.elapsed(), transaction: transaction.elapsed(), ages: ages.collect() };
+        for letter in &harvest.dead_letters {
+            *self.dead_letters.entry((letter.stage.clone(), letter.reason.clone())).or_default() += 1;
+        }
         self.committed = record.epoch;
         self.requester.apply(&output, &harvest.answered, &harvest.embedded, &activity);
         self.totals.epochs += 1;
@@ -459,25 +531,25 @@ impl Job {
     }
 
     /// Writes an epoch's points, and looks its pairs up. What was done stays done when it is tried again.
-    fn write_points(&mut self, pending: &mut Pending) -> Result<()> {
+    fn write_points(&mut self, waiting: &mut Uncommitted) -> Result<()> {
         let Some(points) = &mut self.points else { return Ok(()) };
-        if !pending.publish {
+        if !waiting.publish {
             // While the job catches up nobody reads: the first epoch that publishes writes them all.
             points.fall_behind();
             return Ok(());
         }
-        let epoch = pending.record.epoch;
-        points.write(epoch, &self.demonstrations, &pending.output.demonstrations)?;
-        if self.semantics.search == Search::Stored && !pending.found {
-            let found = points.find(&pending.output.lookups, self.semantics.demonstrations)?;
+        let epoch = waiting.record.epoch;
+        points.write(epoch, &self.demonstrations, &waiting.output.demonstrations)?;
+        if self.semantics.search == Search::Stored && !waiting.found {
+            let found = points.find(&waiting.output.lookups, self.semantics.demonstrations)?;
             let input = EpochInput { found, ..EpochInput::default() };
-            let second = self.engine.run(second_time(epoch), clock(&pending.record, true), input);
+            let second = self.engine.run(second_time(epoch), clock_of(&waiting.record, true), input);
             if let Some(points) = &mut self.points {
                 points.figures.recalled += second.recall.0;
                 points.figures.measured += second.recall.1;
             }
-            pending.output.merge(second);
-            pending.found = true;
+            waiting.output.merge(second);
+            waiting.found = true;
         }
         Ok(())
     }
@@ -504,7 +576,7 @@ impl Job {
         if record.epoch == self.committed && self.semantics.search == Search::Stored {
             // The state is now just what the standing features were made of.
             let input = EpochInput { found: self.sink.take_used(), ..EpochInput::default() };
-            self.engine.run(second_time(record.epoch), clock(&record, false), input);
+            self.engine.run(second_time(record.epoch), clock_of(&record, false), input);
         }
         self.sink.replay(&output.examples);
         self.requester.apply(&output, &harvest.answered, &harvest.embedded, &activity);
@@ -513,7 +585,7 @@ impl Job {
     }
 
     fn run(&mut self, record: &EpochRecord, input: EpochInput, publish: bool) -> EpochOutput {
-        let output = self.engine.run(first_time(record.epoch), clock(record, publish), input);
+        let output = self.engine.run(first_time(record.epoch), clock_of(record, publish), input);
         for (demonstration, diff) in &output.demonstrations {
             if *diff > 0 {
                 self.demonstrations.insert(demonstration.clone());
@@ -553,7 +625,7 @@ impl Job {
         let asked = self.options.generate && (!self.requester.idle() || !self.unjournaled.is_empty());
         if asked
             || !self.caught_up
-            || self.pending.is_some()
+            || self.uncommitted.is_some()
             || self.sources.iter().any(|source| source.waiting() > 0)
         {
             return Ok(false);
@@ -586,12 +658,63 @@ impl Job {
 
     /// What the epoch that has run waits for, where its commit can't go on.
     pub fn stalled(&self) -> Option<&str> {
-        self.pending.as_ref()?.stalled.as_ref().map(|(why, _)| why.as_str())
+        self.uncommitted.as_ref()?.stalled.as_ref().map(|(why, _)| why.as_str())
     }
 
     /// What was written to the store of points and asked there; `None` without one.
     pub fn points(&self) -> Option<crate::points::Figures> {
         self.points.as_ref().map(|points| points.figures)
+    }
+
+    /// The last epoch that went through the dataflow; while a start replays, at most
+    /// [`Job::committed`]. 0 before the first.
+    pub fn epoch(&self) -> i64 {
+        self.last.as_ref().map_or(0, |last| last.epoch)
+    }
+
+    /// Whether the input ends seen at start are passed.
+    pub fn caught_up(&self) -> bool {
+        self.caught_up
+    }
+
+    /// The input logs.
+    pub fn sources(&self) -> &[Source] {
+        &self.sources
+    }
+
+    /// By source and partition, where the input logs end now.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub fn input_ends(&mut self) -> Result<Vec<Vec<i64>>> {
+        let names: Vec<&str> =
+            self.sources.iter().map(|source| self.options.names.of(source.topic())).collect();
+        names.into_iter().map(|name| self.topics.ends(name)).collect()
+    }
+
+    /// Records that a source reads ahead at most.
+    pub fn read_ahead(&self) -> usize {
+        READ_AHEAD.max(self.options.epoch_max_events)
+    }
+
+    /// Answers that wait to be journaled.
+    pub fn unjournaled(&self) -> usize {
+        self.unjournaled.len()
+    }
+
+    /// Appends of answers that failed and were tried again.
+    pub fn journal_retries(&self) -> u64 {
+        self.journal_retries
+    }
+
+    /// Dead letters committed, by stage and reason.
+    pub fn dead_letters(&self) -> &BTreeMap<(String, String), u64> {
+        &self.dead_letters
+    }
+
+    /// The last commit's times.
+    pub fn last_commit(&self) -> &Commit {
+        &self.commit
     }
 
     /// The store of the topics, to append to its inputs.
@@ -672,7 +795,7 @@ fn second_time(epoch: i64) -> u64 {
     first_time(epoch) + 1
 }
 
-fn clock(record: &EpochRecord, publish: bool) -> Clock {
+fn clock_of(record: &EpochRecord, publish: bool) -> Clock {
     Clock {
         maxima: record.maxima.as_slice().into(),
         now: record.clock,

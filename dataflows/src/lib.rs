@@ -1,5 +1,6 @@
 //! Assembly of ictflow: the graph, the jobs, the one binary.
 
+pub mod call_times;
 pub mod cli;
 pub mod config;
 pub mod demo;
@@ -15,6 +16,7 @@ pub mod queue;
 pub mod requester;
 pub mod sink;
 pub mod sources;
+pub mod status;
 pub mod summary;
 pub mod tail;
 pub mod texts;

@@ -18,6 +18,7 @@
 //! Limits: one call under way a generator thread and [`AHEAD`] handed over; [`BATCH`] texts an
 //! encoder call. The queue holds at most one entry a wanted key.
 
+use crate::call_times::CallTimes;
 use crate::names::Names;
 use crate::pipeline::EpochOutput;
 use crate::queue::{Activity, Queue};
@@ -58,6 +59,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// The accounting of one process (DESIGN: `wanted` and the rest).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Accounting {
+    /// Keys whose answer stood on the log when they came to be wanted.
+    pub found_answered: u64,
     /// Distinct keys asked, without those that a predecessor has asked: so the figures of a job's
     /// processes can be added up.
     pub called: u64,
@@ -67,8 +70,12 @@ pub struct Accounting {
     pub attempts: u64,
     /// Requests retracted before their call.
     pub cancelled: u64,
+    /// Answers with a text, to be journaled.
+    pub ok: u64,
     /// Answers journaled as failed.
     pub failed: u64,
+    /// Calls that ended without an answer, their keys queued again.
+    pub interrupted: u64,
     /// Prompt tokens.
     pub tokens_in: i64,
     /// Generated tokens.
@@ -143,6 +150,7 @@ pub struct Requester {
     embedding: bool,
     /// What was asked and made.
     pub accounting: Accounting,
+    times: CallTimes,
 }
 
 impl Requester {
@@ -168,6 +176,7 @@ impl Requester {
         let encoder_id = encoder.id().to_owned();
         let health = generators.first().and_then(|generator| generator.health());
         let threads = generators.len();
+        let times = CallTimes::default();
         // As many as are handed over at once, so that none waits outside for a thread to wake up.
         let (calls, to_call) = bounded(threads + AHEAD);
         let (ends, ended) = bounded(1024);
@@ -175,11 +184,15 @@ impl Requester {
         for generator in generators {
             let calls_file = calls_file.map(open).transpose()?;
             let (validator, to_call, ends) = (validator.clone(), to_call.clone(), ends.clone());
-            spawn("generator", move || generate(generator, &validator, calls_file, &to_call, &ends))?;
+            let calling = times.clone();
+            spawn("generator", move || {
+                generate(generator, &validator, calls_file, &to_call, &ends, &calling)
+            })?;
         }
         let (texts, to_embed) = bounded(1);
         let (made, vectors) = bounded(1);
-        spawn("encoder", move || embed(encoder, &to_embed, &made))?;
+        let encoding = times.clone();
+        spawn("encoder", move || embed(encoder, &to_embed, &made, &encoding))?;
         Ok(Requester {
             names,
             partitioner,
@@ -209,6 +222,7 @@ impl Requester {
             vectors,
             embedding: false,
             accounting: Accounting::default(),
+            times,
         })
     }
 
@@ -273,12 +287,17 @@ impl Requester {
         activity: &Activity,
     ) {
         self.queue.learn(activity);
+        let mut changes: BTreeMap<Digest, isize> = BTreeMap::new();
         for (key, diff) in &output.wanted {
-            if *diff > 0 {
-                self.wanted.insert(*key)
-            } else {
-                self.wanted.remove(key)
-            };
+            *changes.entry(*key).or_default() += diff;
+        }
+        let mut came = Vec::new();
+        for (key, diff) in changes {
+            if diff > 0 && self.wanted.insert(key) {
+                came.push(key);
+            } else if diff < 0 {
+                self.wanted.remove(&key);
+            }
         }
         let mut generate: BTreeMap<Digest, (isize, &Arc<PromptView>)> = BTreeMap::new();
         for ((key, view), diff) in &output.generate {
@@ -301,6 +320,8 @@ impl Requester {
                 self.queue.put(*key, view, *number, Progress::default(), None);
             }
         }
+        self.accounting.found_answered +=
+            came.iter().filter(|key| !self.unanswered.contains_key(key)).count() as u64;
         let mut embed: BTreeMap<Digest, isize> = BTreeMap::new();
         for (text, diff) in &output.embed {
             *embed.entry(*text).or_default() += diff;
@@ -418,6 +439,21 @@ impl Requester {
         self.unembedded.len()
     }
 
+    /// Calls handed over that haven't ended, and how many that are at most.
+    pub fn handed(&self) -> (usize, usize) {
+        (self.handed, self.threads + AHEAD)
+    }
+
+    /// Texts that wait for the encoder.
+    pub fn embed_queued(&self) -> usize {
+        self.embed_queue.len()
+    }
+
+    /// How long the calls since the last look took.
+    pub fn times(&self) -> &CallTimes {
+        &self.times
+    }
+
     fn collect(&mut self, records: &mut Vec<NewRecord>) -> Result<()> {
         loop {
             match self.ended.try_recv() {
@@ -430,6 +466,7 @@ impl Requester {
                     self.handed -= 1;
                     self.accounting.tokens_in += record.tokens_in;
                     self.accounting.tokens_out += record.tokens_out;
+                    self.accounting.ok += u64::from(!record.text.is_empty());
                     self.accounting.failed += u64::from(record.text.is_empty());
                     records.push(NewRecord {
                         topic: self.names.of(Topic::Cot).to_owned(),
@@ -468,6 +505,7 @@ impl Requester {
         };
         let not_before = Instant::now() + after.min(LONGEST_PAUSE);
         if started {
+            self.accounting.interrupted += 1;
             tracing::warn!(%error, "call ended without an answer, asking again later");
         } else {
             // Nothing is wrong with the key, and no other could be called either.
@@ -584,15 +622,21 @@ fn generate(
     mut calls_file: Option<std::fs::File>,
     calls: &Receiver<Call>,
     ended: &Sender<Called>,
+    times: &CallTimes,
 ) {
     while let Ok(call) = calls.recv() {
         let key = call.request.key;
+        let mut begun: Option<Instant> = None;
         let mut on_call = |key: &Digest, attempt: u32| {
             // One write a line: several threads append to the file.
             if let Some(file) = &mut calls_file
                 && let Err(error) = file.write_all(format!("{} {attempt}\n", key.hex()).as_bytes())
             {
                 tracing::error!(%error, "the accounting file couldn't be written: the calls made are not all on record");
+            }
+            // The next attempt begins where the one before ended.
+            if let Some(begun) = begun.replace(Instant::now()) {
+                times.llm(begun.elapsed());
             }
             // The job may be gone; then nobody counts any more.
             let _ = ended.send(Called::Attempt(*key, attempt));
@@ -607,6 +651,9 @@ fn generate(
             clock::now_ms(),
             &mut on_call,
         );
+        if let Some(begun) = begun {
+            times.llm(begun.elapsed());
+        }
         if ended.send(Called::Ended(key, result.map(Box::new))).is_err() {
             break;
         }
@@ -617,11 +664,14 @@ fn embed(
     mut encoder: Box<dyn Embed>,
     texts: &Receiver<Vec<(Digest, Arc<str>)>>,
     vectors: &Sender<Result<Vectors>>,
+    times: &CallTimes,
 ) {
     while let Ok(batch) = texts.recv() {
         let inputs: Vec<String> = batch.iter().map(|(_, text)| text.to_string()).collect();
+        let begun = Instant::now();
         let made =
             encoder.embed(&inputs).map(|made| batch.iter().map(|(digest, _)| *digest).zip(made).collect());
+        times.encoder(begun.elapsed());
         if vectors.send(made).is_err() {
             break;
         }

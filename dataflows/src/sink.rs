@@ -17,7 +17,6 @@ use ictflow_operators::Changes;
 use ictflow_operators::examples::is_final;
 use ictflow_operators::features::FeatureUpdate;
 use ictflow_operators::retrieval::Found;
-use ictflow_schemas::Millis;
 use ictflow_schemas::config::{Search, Semantics};
 use ictflow_schemas::dead_letter::DeadLetter;
 use ictflow_schemas::epoch::{Progress, WRITER_VERSION};
@@ -26,6 +25,7 @@ use ictflow_schemas::feature::{Feature, feature_key};
 use ictflow_schemas::framing::unframe;
 use ictflow_schemas::topic::{HEADER_EPOCH, HEADER_PUBLISHED_AT, HEADER_SUBSTEP, NewRecord, Topic};
 use ictflow_schemas::wire::Wire;
+use ictflow_schemas::{Id, Millis};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -65,6 +65,10 @@ pub struct Sink {
     partitions: u32,
     semantics: Arc<Semantics>,
     standing: HashMap<Vec<u8>, Standing>,
+    /// Of these, those with all K demonstrations.
+    full: usize,
+    /// By user, the vectors that the last commit published.
+    published: HashMap<Id, u64>,
     /// Live pairs without a feature: they wait for a vector.
     waiting: HashSet<Vec<u8>>,
     publishing: bool,
@@ -99,6 +103,7 @@ impl Sink {
         semantics: Arc<Semantics>,
         maxima: Option<Vec<Millis>>,
     ) -> Result<Self> {
+        let k = semantics.demonstrations;
         let mut standing = HashMap::new();
         // A store of points isn't asked again for what it answered before.
         let keep_used = semantics.search == Search::Stored;
@@ -140,7 +145,9 @@ impl Sink {
             job: job.to_owned(),
             partitions,
             semantics,
+            full: standing.values().filter(|standing| standing.k == k).count(),
             standing,
+            published: HashMap::new(),
             waiting: HashSet::new(),
             publishing: false,
             used: used.into_values().collect(),
@@ -223,6 +230,7 @@ impl Sink {
         records: &mut Vec<NewRecord>,
         committed: &mut Committed,
     ) {
+        self.published.clear();
         if !publish {
             return;
         }
@@ -243,14 +251,18 @@ impl Sink {
                 Some(value) => {
                     leftover.remove(&key);
                     let new = Standing::new(value, update.k);
-                    if self.standing.insert(key.clone(), new) != Some(new) {
+                    let old = self.standing.insert(key.clone(), new);
+                    self.full -= usize::from(old.is_some_and(|old| old.k == self.semantics.demonstrations));
+                    self.full += usize::from(new.k == self.semantics.demonstrations);
+                    if old != Some(new) {
                         committed.features += 1;
+                        *self.published.entry(update.user.clone()).or_default() += 1;
                         records.push(record(&topic, partition, key, Some(value.to_vec())));
                     }
                 }
                 None => {
                     leftover.remove(&key);
-                    if self.standing.remove(&key).is_some() {
+                    if self.forget(&key) {
                         committed.retractions += 1;
                         records.push(record(&topic, partition, key, None));
                     }
@@ -261,7 +273,7 @@ impl Sink {
             // A key that isn't framed wasn't written by us; it goes all the same, from where it stood.
             let user =
                 unframe(&key).and_then(|parts| parts.first().map(|user| user.to_vec())).unwrap_or_default();
-            self.standing.remove(&key);
+            self.forget(&key);
             committed.retractions += 1;
             records.push(record(&topic, self.partition(&user), key, None));
         }
@@ -270,6 +282,13 @@ impl Sink {
     /// The partition of a user on `interactions`, and so on the outputs.
     fn partition(&self, user: &[u8]) -> u32 {
         self.semantics.partitioner.partition(user, self.partitions)
+    }
+
+    /// Removes a key from what stands, and says whether it stood.
+    fn forget(&mut self, key: &[u8]) -> bool {
+        let old = self.standing.remove(key);
+        self.full -= usize::from(old.is_some_and(|old| old.k == self.semantics.demonstrations));
+        old.is_some()
     }
 
     fn examples(&mut self, changes: &Changes<Arc<Example>>, records: &mut Vec<NewRecord>) {
@@ -303,7 +322,12 @@ impl Sink {
 
     /// Features with all K demonstrations.
     pub fn features_full_k(&self) -> usize {
-        self.standing.values().filter(|standing| standing.k == self.semantics.demonstrations).count()
+        self.full
+    }
+
+    /// By user, the vectors that the last commit published.
+    pub fn published(&self) -> &HashMap<Id, u64> {
+        &self.published
     }
 
     /// Live pairs: those with a feature and those that wait for a vector.

@@ -41,6 +41,8 @@ pub struct Source {
     waiting: Vec<VecDeque<Record>>,
     /// By partition, the end offset of the last closed epoch.
     ends: Vec<i64>,
+    /// Records and bytes of keys and values read so far.
+    read: (u64, u64),
 }
 
 impl Source {
@@ -48,7 +50,14 @@ impl Source {
     pub fn open(topics: &mut dyn Topics, topic: Topic, name: &str, partitions: u32) -> Result<Self> {
         let ends = vec![0; partitions as usize];
         let reader = topics.reader(name, &ends)?;
-        Ok(Source { topic, name: name.to_owned(), reader, waiting: vec![VecDeque::new(); ends.len()], ends })
+        Ok(Source {
+            topic,
+            name: name.to_owned(),
+            reader,
+            waiting: vec![VecDeque::new(); ends.len()],
+            ends,
+            read: (0, 0),
+        })
     }
 
     /// The topic's role.
@@ -71,6 +80,16 @@ impl Source {
         let positions = self.reader.positions();
         let next = |p: usize| self.waiting[p].front().map_or(positions[p], |record| record.offset);
         self.ends.iter().enumerate().map(|(p, end)| (*end).max(next(p))).collect()
+    }
+
+    /// By partition, the offset below which everything was read.
+    pub fn positions(&self) -> Vec<i64> {
+        self.reader.positions()
+    }
+
+    /// Records, and bytes of keys and values, read since start.
+    pub fn read(&self) -> (u64, u64) {
+        self.read
     }
 
     /// How many records wait for an epoch.
@@ -98,6 +117,8 @@ impl Source {
                 "a changed partition count moves users to other partitions: start a new job",
             ));
         };
+        let bytes = |part: &Option<Vec<u8>>| part.as_ref().map_or(0, Vec::len) as u64;
+        self.read = (self.read.0 + 1, self.read.1 + bytes(&record.key) + bytes(&record.value));
         waiting.push_back(record);
         Ok(())
     }

@@ -27,6 +27,17 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Every reason.
+    pub const ALL: [Reason; 7] = [
+        Reason::Unreadable,
+        Reason::Misrouted,
+        Reason::Future,
+        Reason::Late,
+        Reason::Conflict,
+        Reason::WindowFull,
+        Reason::TooManyCandidates,
+    ];
+
     /// The word on the topic.
     pub fn word(self) -> &'static str {
         match self {

@@ -99,6 +99,8 @@ pub struct Config {
     pub semantics: Arc<Semantics>,
     /// How long input is gathered before an epoch is closed.
     pub interval: Duration,
+    /// What the job says of itself, and where.
+    pub telemetry: ictflow_connectors::telemetry::Config,
     state: PathBuf,
     files: Option<InputFiles>,
 }
@@ -188,6 +190,7 @@ impl Config {
         if let Some(openai) = &raw.generator.openai {
             problems.extend(openai.problems());
         }
+        problems.extend(raw.telemetry.problems());
         if !problems.is_empty() {
             return Err(Error::fatal(
                 "check the configuration",
@@ -209,11 +212,26 @@ impl Config {
         Ok(Config {
             semantics: Arc::new(raw.semantics.clone()),
             interval: Duration::from_millis(raw.epochs.interval_ms),
+            telemetry: raw.telemetry.clone(),
             state,
             options,
             files,
             raw,
         })
+    }
+
+    /// Puts an address of the command line in the place of `telemetry.listen`.
+    ///
+    /// # Errors
+    /// `Fatal` where it isn't one.
+    pub fn listen(&mut self, listen: Option<&str>) -> Result<()> {
+        if let Some(listen) = listen {
+            self.telemetry.listen = listen.to_owned();
+        }
+        self.telemetry
+            .address()
+            .map(|_| ())
+            .map_err(|problem| Error::fatal("read --listen", problem, "give host:port, or off"))
     }
 
     /// The store of the topics. `read_only` for programs beside a running job.
@@ -393,6 +411,7 @@ mod tests {
         ] {
             let raw = raw(text);
             assert_eq!(raw.semantics, Semantics::default());
+            assert_eq!(raw.telemetry, ictflow_connectors::telemetry::Config::default());
             if let Some(kafka) = &raw.topics.kafka {
                 let servers = kafka.bootstrap_servers.clone();
                 let default =

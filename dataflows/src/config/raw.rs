@@ -2,7 +2,7 @@
 //! and types; an unknown key is an error.
 
 use ictflow_connectors::llm::openai;
-use ictflow_connectors::{kafka, qdrant};
+use ictflow_connectors::{kafka, qdrant, telemetry};
 use ictflow_schemas::config::Semantics;
 use ictflow_schemas::topic::Topic;
 use serde::Deserialize;
@@ -29,6 +29,8 @@ pub struct Raw {
     pub semantics: Semantics,
     /// The folder of this job's files: the `local` topics, the accounting file.
     pub state: Option<PathBuf>,
+    /// Metrics, probes and the status page.
+    pub telemetry: telemetry::Config,
     /// Where the topics live.
     pub topics: Topics,
     /// Worker threads of the dataflow.

@@ -10,15 +10,18 @@
 //! live vectors must equal the first job's byte for byte.
 
 mod movielens;
+pub mod report;
+pub mod samples;
 
-use crate::cli::warn_untrained;
+use crate::cli::{tell_address, warn_untrained};
 use crate::config::checked::{Config, models};
 use crate::config::raw::Raw;
 use crate::epochs::read_compacted;
 use crate::explain::Lineage;
-use crate::job::Job;
+use crate::job::{Job, Step};
 use crate::names::Names;
 use crate::progress::Reporter;
+use crate::status::Observer;
 use crate::summary::Summary;
 use clap::Args;
 use ictflow_connectors::topics::Topics;
@@ -31,6 +34,7 @@ use ictflow_schemas::item::Item;
 use ictflow_schemas::topic::{NewRecord, Topic};
 use ictflow_schemas::wire::{Format, Wire};
 use movielens::{MovieLens, Rating, events};
+use samples::Samples;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -48,6 +52,24 @@ pub struct Arguments {
     /// Replay only so many ratings.
     #[arg(long, default_value_t = usize::MAX, hide_default_value = true)]
     ratings: usize,
+    /// Serve metrics, probes and the status page here while it runs (host:port); off by default.
+    #[arg(long, default_value = "off", hide_default_value = true)]
+    listen: String,
+}
+
+/// What looks at the demo's job after each step.
+struct Watch {
+    reporter: Reporter,
+    observer: Observer,
+    samples: Samples,
+}
+
+impl Watch {
+    fn step(&mut self, job: &mut Job, step: &Step) {
+        self.observer.step(job, step);
+        self.samples.look(job);
+        self.reporter.report(job);
+    }
 }
 
 /// Events of one batch: 500 ratings.
@@ -88,7 +110,10 @@ fn first(arguments: &Arguments) -> Result<()> {
     let mut data = MovieLens::read(&models().join("data").join("ml-100k"))?;
     data.ratings.truncate(arguments.ratings);
     empty(out)?;
-    let config = config(out, "demo", "")?;
+    let mut config = config(out, "demo", "")?;
+    config.listen(Some(&arguments.listen))?;
+    let observer = Observer::start(&config.telemetry, &config.options.job)?;
+    tell_address(&observer);
     println!("loading the LLM and the encoder");
     let parts = config.parts()?;
     let mut producer = Producer { topics: config.topics(false)?, names: config.options.names.clone() };
@@ -96,8 +121,9 @@ fn first(arguments: &Arguments) -> Result<()> {
     let mut job = Job::start(parts, config.semantics.clone(), config.options.clone())?;
     warn_untrained(&job);
     println!("replaying {} ratings of {} films as streams", data.ratings.len(), data.items.len());
-    let mut reporter = Reporter::new("demo");
-    reporter.expect(2 * data.ratings.len() as u64);
+    let mut watch = Watch { reporter: Reporter::new("demo"), observer, samples: Samples::begin() };
+    watch.reporter.expect(2 * data.ratings.len() as u64);
+    watch.observer.started(&job);
     let mut replay = Replay::new(&data);
     job.step(Duration::ZERO)?;
     let batches = data.ratings.chunks(BATCH_RATINGS).count();
@@ -107,13 +133,19 @@ fn first(arguments: &Arguments) -> Result<()> {
         if batch > 0 {
             producer.edits(&mut replay, batch, batches, &job)?;
         }
-        while job.step(Duration::from_millis(50))?.epoch.is_none() {}
-        reporter.report(&job);
+        loop {
+            let step = job.step(Duration::from_millis(50))?;
+            watch.step(&mut job, &step);
+            if step.epoch.is_some() {
+                break;
+            }
+        }
     }
     producer.last_sets(&mut replay)?;
-    job.run_until_idle(|job| reporter.report(job))?;
-    edit_a_demonstration(&mut producer, &mut replay, &mut job, &mut reporter)?;
-    reporter.finish(&job);
+    until_idle(&mut job, &mut watch)?;
+    edit_a_demonstration(&mut producer, &mut replay, &mut job, &mut watch)?;
+    watch.observer.finish(&mut job);
+    watch.reporter.finish(&job);
     let summary = Summary::of(&job, started.elapsed().as_secs_f64());
     let mut topics = config.topics(true)?;
     let lineage = Lineage::read(&mut *topics, &config.options.names, &config.options.job, Format::Avro)?;
@@ -121,6 +153,18 @@ fn first(arguments: &Arguments) -> Result<()> {
     let path = out.join("summary.json");
     write_json(&path, &summary)?;
     tell(&summary, &path);
+    let path = out.join("report.html");
+    report::write(&path, &summary, &watch.samples, &lineage)?;
+    println!("the report, for a browser: {}", path.display());
+    Ok(())
+}
+
+/// Steps until the job is idle, watched.
+fn until_idle(job: &mut Job, watch: &mut Watch) -> Result<()> {
+    while !job.idle()? {
+        let step = job.step(crate::requester::IDLE)?;
+        watch.step(job, &step);
+    }
     Ok(())
 }
 
@@ -148,7 +192,7 @@ fn edit_a_demonstration(
     producer: &mut Producer,
     replay: &mut Replay,
     job: &mut Job,
-    reporter: &mut Reporter,
+    watch: &mut Watch,
 ) -> Result<()> {
     let Some(item) = job.demonstrations().iter().next().map(|demonstration| demonstration.item.to_string())
     else {
@@ -160,7 +204,7 @@ fn edit_a_demonstration(
         let edited = edited.clone();
         producer.item(&item, Some(&edited))?;
     }
-    job.run_until_idle(|job| reporter.report(job))?;
+    until_idle(job, watch)?;
     let asked = job.requester().accounting.first_calls - before;
     eprintln!("edited the title of item {item}, which a demonstration is about: {asked} CoT asked anew");
     Ok(())

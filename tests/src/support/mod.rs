@@ -1,6 +1,7 @@
 //! What the tests share: worlds replayed through a job, dumps, the independent oracle.
 
 pub mod endpoint;
+pub mod http;
 pub mod kafka;
 pub mod oracle;
 pub mod qdrant;

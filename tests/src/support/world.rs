@@ -162,15 +162,26 @@ impl World {
         generator: Box<dyn Generate>,
         encoder: Box<dyn Embed>,
     ) -> ictflow_connectors::Result<Job> {
-        self.try_start_with(vec![generator], Validator::new(&Prompt::builtin()), encoder)
+        self.try_start_observed(generator, encoder, |_| {})
     }
 
-    /// Starts the job with several generators and what judges them, or says why not.
+    /// Starts the job and lets `observe` look at it while it replays.
+    pub fn try_start_observed(
+        &self,
+        generator: Box<dyn Generate>,
+        encoder: Box<dyn Embed>,
+        observe: impl FnMut(&Job),
+    ) -> ictflow_connectors::Result<Job> {
+        self.try_start_with(vec![generator], Validator::new(&Prompt::builtin()), encoder, observe)
+    }
+
+    /// Starts the job with several generators and what judges them, and lets `observe` look at it.
     pub fn try_start_with(
         &self,
         generators: Vec<Box<dyn Generate>>,
         validator: Validator,
         encoder: Box<dyn Embed>,
+        observe: impl FnMut(&Job),
     ) -> ictflow_connectors::Result<Job> {
         let parts = Parts {
             topics: self.topics(),
@@ -190,7 +201,7 @@ impl World {
             generate: self.generate,
             calls_file: self.calls_file.clone(),
         };
-        Job::start(parts, Arc::new(self.semantics.clone()), options)
+        Job::start_observed(parts, Arc::new(self.semantics.clone()), options, observe)
     }
 
     /// Dumps every topic of the job and the wanted keys into a folder, for the oracle.

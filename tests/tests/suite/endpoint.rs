@@ -74,7 +74,7 @@ fn start(world: &World, config: &Config) -> Job {
     let service = OpenAi::open(config.clone(), prompt).unwrap();
     let generators =
         (0..config.concurrency).map(|_| Box::new(service.clone()) as Box<dyn Generate>).collect();
-    world.try_start_with(generators, validator, hashed()).unwrap()
+    world.try_start_with(generators, validator, hashed(), |_| {}).unwrap()
 }
 
 fn health(job: &Job) -> Arc<Health> {

@@ -10,3 +10,4 @@ mod kafka_topics;
 mod parity;
 mod qdrant_job;
 mod qdrant_points;
+mod telemetry;

@@ -61,8 +61,7 @@ fn points_are_the_demonstrations(double: &Double, job: &Job) {
     let ids: BTreeSet<Uuid> = job.demonstrations().iter().map(|demonstration| demonstration.id).collect();
     assert_eq!(live.keys().copied().collect::<BTreeSet<_>>(), ids);
     for demonstration in job.demonstrations() {
-        let (point, wanted) =
-            (&live[&demonstration.id], ictflow_dataflows::points::point(demonstration));
+        let (point, wanted) = (&live[&demonstration.id], ictflow_dataflows::points::point(demonstration));
         assert_eq!(point.vectors["sample"], wanted.sample);
         assert_eq!(point.vectors["cot"], wanted.cot);
         assert_eq!(point.payload["digest"], wanted.digest.as_str());
@@ -195,7 +194,8 @@ fn an_epoch_waits_for_its_points_and_recovers_by_itself() {
 
 /// The ids that standing features use.
 fn live_before(features: &BTreeMap<Vec<u8>, Vec<u8>>) -> BTreeSet<String> {
-    let ids = |value: &Vec<u8>| Feature::decode(value).unwrap().demonstrations.into_iter().map(|used| used.id);
+    let ids =
+        |value: &Vec<u8>| Feature::decode(value).unwrap().demonstrations.into_iter().map(|used| used.id);
     features.values().flat_map(ids).collect()
 }
 

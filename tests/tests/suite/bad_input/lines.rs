@@ -71,6 +71,7 @@ fn start(folder: &Path, world: &World) -> Job {
         validator: Validator::new(&Prompt::builtin()),
         encoder: hashed(),
         weights: Arc::new(Weights::from_safetensors(&world.weights).unwrap()),
+        points: None,
     };
     let options = Options {
         job: world.job.clone(),

@@ -1,0 +1,245 @@
+//! What a job says of itself: a snapshot of numbers, without any user, item, title or text.
+//!
+//! The job fills it between its steps; the server only reads it. Its JSON form is `/status.json`.
+//! Times are milliseconds of the wall clock unless the name says otherwise.
+
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+/// How far the process has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Models are loaded, topics opened.
+    #[default]
+    Starting,
+    /// Recorded epochs are run again.
+    Replaying,
+    /// Epochs are closed and committed.
+    Running,
+    /// The job has ended.
+    Stopped,
+}
+
+/// A snapshot of a job.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Status {
+    /// The job's name.
+    pub job: String,
+    /// How far the process has come.
+    pub phase: Phase,
+    /// The last epoch that went through the dataflow; while replaying below `committed`.
+    pub epoch: i64,
+    /// The last committed epoch.
+    pub committed: i64,
+    /// Whether the input ends seen at start are passed.
+    pub caught_up: bool,
+    /// Whether features are published.
+    pub publishing: bool,
+    /// When the process started.
+    pub started_at: i64,
+    /// When this snapshot was taken.
+    pub taken_at: i64,
+    /// When the last epoch was committed.
+    pub committed_at: Option<i64>,
+    /// Since when input waits without any commit, for [`Status::reasons`].
+    #[serde(skip)]
+    pub behind_since: Option<Instant>,
+    /// The versions in force, by role.
+    pub versions: BTreeMap<&'static str, String>,
+    /// The input topics.
+    pub sources: Vec<SourceStatus>,
+    /// Up to when all input was read into the job.
+    pub frontier_input: Option<i64>,
+    /// Up to when every wanted key was answered.
+    pub frontier_cot: Option<i64>,
+    /// Up to when all input is in committed and published epochs.
+    pub frontier_output: Option<i64>,
+    /// The age of the newest event at the last commit that published some, milliseconds.
+    pub event_age_ms: Option<i64>,
+    /// The queues.
+    pub queues: Vec<Queue>,
+    /// What stands, by kind.
+    pub live: BTreeMap<&'static str, u64>,
+    /// Features published, tombstones, examples, epochs and the like since start.
+    pub totals: Totals,
+    /// The accounting of CoTs.
+    pub cot: Cot,
+    /// Dead letters by (stage, reason).
+    #[serde(skip)]
+    pub dead_letters: BTreeMap<(String, String), u64>,
+    /// How long the last epoch took, milliseconds.
+    pub epoch_ms: f64,
+    /// How long its transaction took, milliseconds.
+    pub commit_ms: f64,
+    /// How long the start took, milliseconds; `None` until the job runs.
+    pub recovery_ms: Option<f64>,
+    /// Failures that didn't end the job.
+    pub errors: Vec<Failures>,
+}
+
+/// An input topic.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct SourceStatus {
+    /// Its role.
+    pub topic: &'static str,
+    /// Records read since start.
+    pub records: u64,
+    /// Bytes read since start.
+    pub bytes: u64,
+    /// By partition, offsets between the end and the last closed epoch; empty until measured.
+    pub lag: Vec<u64>,
+}
+
+/// A queue with its limit.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Queue {
+    /// Its name.
+    pub queue: &'static str,
+    /// Entries in it.
+    pub depth: u64,
+    /// The most that it takes; `None` where it holds one entry a wanted key or text.
+    pub limit: Option<u64>,
+}
+
+/// Counts since the process started.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Totals {
+    /// Epochs committed.
+    pub epochs: u64,
+    /// Features published.
+    pub features: u64,
+    /// Tombstones on `features`.
+    pub retractions: u64,
+    /// Examples published, tombstones among them.
+    pub examples: u64,
+    /// Dead letters committed.
+    pub dead_letters: u64,
+    /// Texts embedded.
+    pub embeddings: u64,
+}
+
+/// The accounting of CoTs: wanted = answered + queued + in flight at each committed epoch.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Cot {
+    /// Distinct wanted keys.
+    pub wanted: u64,
+    /// Those with a record.
+    pub answered: u64,
+    /// Those that wait for a call.
+    pub queued: u64,
+    /// Those that are called or not read back yet.
+    pub in_flight: u64,
+    /// Those for which only a failure stands.
+    pub failed: u64,
+    /// Distinct keys called since start.
+    pub called: u64,
+    /// Calls with attempt 1.
+    pub first_calls: u64,
+    /// Calls, retries included.
+    pub attempts: u64,
+    /// Requests retracted before their call.
+    pub cancelled: u64,
+    /// Requests answered by a text.
+    pub ok: u64,
+    /// Requests that the rules refused for good.
+    pub refused: u64,
+    /// Requests interrupted and queued again.
+    pub interrupted: u64,
+    /// Keys whose answer stood when they came to be wanted.
+    pub cache_hits: u64,
+    /// Prompt tokens.
+    pub tokens_in: u64,
+    /// Generated tokens.
+    pub tokens_out: u64,
+    /// Since when the oldest unanswered key is wanted.
+    pub oldest_pending: Option<i64>,
+}
+
+/// Failures of one kind. Words of closed sets only: a message might repeat what a user wrote.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Failures {
+    /// What failed.
+    pub component: &'static str,
+    /// At what.
+    pub stage: &'static str,
+    /// `retry`, `poison` or `fatal`.
+    pub error_type: &'static str,
+    /// How often.
+    pub count: u64,
+    /// When last.
+    pub last_at: i64,
+    /// What a person can do.
+    pub hint: &'static str,
+}
+
+/// Why a job isn't ready, or isn't live.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Reason {
+    /// A word of a closed set.
+    pub code: &'static str,
+    /// The same for a person.
+    pub detail: String,
+}
+
+/// A reason.
+pub(super) fn reason(code: &'static str, detail: impl Into<String>) -> Reason {
+    Reason { code, detail: detail.into() }
+}
+
+impl Status {
+    /// Why the job isn't ready; empty where it is. A commit is late where input has waited for
+    /// longer than `commit_within_ms`.
+    pub fn reasons(&self, commit_within_ms: u64) -> Vec<Reason> {
+        let mut reasons = Vec::new();
+        match self.phase {
+            Phase::Starting => {
+                return vec![reason("starting", "the models are loaded and the topics opened")];
+            }
+            Phase::Replaying => {
+                return vec![reason("replaying", format!("epoch {} of {}", self.epoch, self.committed))];
+            }
+            Phase::Stopped => return vec![reason("stopped", "the job has ended")],
+            Phase::Running => {}
+        }
+        if !self.caught_up {
+            let lag: u64 = self.sources.iter().flat_map(|source| &source.lag).sum();
+            reasons.push(reason("catching_up", format!("{lag} records behind the input ends seen at start")));
+        }
+        if !self.publishing {
+            reasons.push(reason("not_publishing", "no epoch has published features yet"));
+        }
+        if let Some(since) = self.behind_since
+            && since.elapsed().as_millis() > u128::from(commit_within_ms)
+        {
+            let waited = since.elapsed().as_secs();
+            reasons.push(reason("commit_stalled", format!("input waits for a commit since {waited} s")));
+        }
+        reasons
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_job_is_ready_only_when_it_runs_has_caught_up_publishes_and_commits() {
+        let codes = |status: &Status| -> Vec<&str> {
+            status.reasons(1_000).into_iter().map(|reason| reason.code).collect()
+        };
+        let ready = Status { phase: Phase::Running, caught_up: true, publishing: true, ..Status::default() };
+        assert!(codes(&ready).is_empty());
+        assert_eq!(codes(&Status::default()), ["starting"]);
+        assert_eq!(codes(&Status { phase: Phase::Replaying, ..ready.clone() }), ["replaying"]);
+        assert_eq!(codes(&Status { phase: Phase::Stopped, ..ready.clone() }), ["stopped"]);
+        assert_eq!(codes(&Status { caught_up: false, ..ready.clone() }), ["catching_up"]);
+        assert_eq!(codes(&Status { publishing: false, ..ready.clone() }), ["not_publishing"]);
+        let behind = Instant::now().checked_sub(Duration::from_millis(1_500));
+        assert_eq!(codes(&Status { behind_since: behind, ..ready.clone() }), ["commit_stalled"]);
+        let now = Status { behind_since: Some(Instant::now()), ..ready };
+        assert!(now.reasons(60_000).is_empty());
+    }
+}
