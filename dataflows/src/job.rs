@@ -33,6 +33,7 @@ use ictflow_schemas::wire::{Format, Wire};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// What a job is made of.
@@ -117,12 +118,58 @@ pub struct Step {
     pub journaled: usize,
 }
 
+/// How a start ended.
+pub enum Started {
+    /// The job runs, every recorded epoch replayed.
+    Running(Box<Job>),
+    /// It was told to stop before all recorded epochs were replayed. Nothing is lost: the next start
+    /// replays them.
+    Stopped {
+        /// Epochs replayed.
+        replayed: usize,
+        /// Epochs recorded.
+        recorded: usize,
+    },
+}
+
 impl Job {
     /// Starts a job: fences its predecessors, replays its recorded epochs.
     ///
     /// # Errors
     /// `Fatal` with a hint where the topics, the recorded bounds or the configuration don't fit.
     pub fn start(parts: Parts, semantics: Arc<Semantics>, options: Options) -> Result<Self> {
+        let (mut job, records) = Job::open(parts, semantics, options)?;
+        for record in records {
+            job.replay(record)?;
+        }
+        job.look_caught_up();
+        Ok(job)
+    }
+
+    /// As [`Job::start`], but looks at `stop` before each replayed epoch and gives up once it is set.
+    ///
+    /// # Errors
+    /// Those of [`Job::start`].
+    pub fn start_unless(
+        parts: Parts,
+        semantics: Arc<Semantics>,
+        options: Options,
+        stop: &AtomicBool,
+    ) -> Result<Started> {
+        let (mut job, records) = Job::open(parts, semantics, options)?;
+        let recorded = records.len();
+        for (replayed, record) in records.into_iter().enumerate() {
+            if stop.load(Ordering::Relaxed) {
+                return Ok(Started::Stopped { replayed, recorded });
+            }
+            job.replay(record)?;
+        }
+        job.look_caught_up();
+        Ok(Started::Running(Box::new(job)))
+    }
+
+    /// A job that has fenced its predecessors, and the recorded epochs that it must replay first.
+    fn open(parts: Parts, semantics: Arc<Semantics>, options: Options) -> Result<(Self, Vec<EpochRecord>)> {
         let Parts { mut topics, formats, generator, validator, encoder, weights } = parts;
         let names = options.names.clone();
         let partitions = prepare(&mut *topics, &options)?;
@@ -133,14 +180,7 @@ impl Job {
         let progress = own_progress(progress, names.of(Topic::Progress), &options.job)?;
         let records = epochs::load(&mut *topics, names.of(Topic::Epochs), &options.job)?;
         let committed = progress.as_ref().map_or(0, |progress| progress.epoch);
-        let at_commit = records.iter().find(|record| record.epoch == committed);
-        if committed > 0 && at_commit.is_none() {
-            return Err(Error::fatal(
-                "recover",
-                format!("epoch {committed} is committed and its bounds are gone"),
-                "the log of bounds must be kept as long as the inputs: start a new job on the same inputs",
-            ));
-        }
+        let at_commit = bounds_at(&records, committed)?;
         let config = semantics.canonical();
         let actives = Arc::new(Actives {
             llm_model: generator.model().to_owned(),
@@ -186,7 +226,7 @@ impl Job {
         )?;
         let engine = Engine::start(options.workers, semantics.clone(), weights)
             .map_err(|e| Error::fatal("start the timely workers", e, "is the limit of threads reached?"))?;
-        let mut job = Job {
+        let job = Job {
             topics,
             bounds,
             sink,
@@ -209,11 +249,7 @@ impl Job {
             history_users: 0,
             totals: Totals::default(),
         };
-        for record in records {
-            job.replay(record)?;
-        }
-        job.look_caught_up();
-        Ok(job)
+        Ok((job, records))
     }
 
     /// Journals the answers that came, and closes one epoch if any input waits for it. Waits at most
@@ -550,9 +586,22 @@ fn prepare(topics: &mut dyn Topics, options: &Options) -> Result<u32> {
     Ok(count)
 }
 
+/// The bounds of the committed epoch; `None` for a job that hasn't committed any.
+pub(crate) fn bounds_at(records: &[EpochRecord], committed: i64) -> Result<Option<&EpochRecord>> {
+    let found = records.iter().find(|record| record.epoch == committed);
+    if committed > 0 && found.is_none() {
+        return Err(Error::fatal(
+            "recover",
+            format!("epoch {committed} is committed and its bounds are gone"),
+            "the log of bounds must be kept as long as the inputs: start a new job on the same inputs",
+        ));
+    }
+    Ok(found)
+}
+
 /// The job's own progress. Another job's on the same topic means that it owns the outputs too: both
 /// would take the other's records for leftovers.
-fn own_progress(all: Vec<Progress>, topic: &str, job: &str) -> Result<Option<Progress>> {
+pub(crate) fn own_progress(all: Vec<Progress>, topic: &str, job: &str) -> Result<Option<Progress>> {
     match all.iter().find(|progress| progress.job != job) {
         Some(other) if !all.iter().any(|progress| progress.job == job) => Err(Error::fatal(
             "start the job",
@@ -564,7 +613,7 @@ fn own_progress(all: Vec<Progress>, topic: &str, job: &str) -> Result<Option<Pro
 }
 
 /// The newest progress of every job on the topic.
-fn read_progress(topics: &mut dyn Topics, topic: &str) -> Result<Vec<Progress>> {
+pub(crate) fn read_progress(topics: &mut dyn Topics, topic: &str) -> Result<Vec<Progress>> {
     let mut progress: BTreeMap<String, Progress> = BTreeMap::new();
     let mut unreadable = None;
     epochs::read_whole(topics, topic, |record| match record.value.as_deref().map(Progress::decode) {
@@ -596,6 +645,12 @@ fn read_progress(topics: &mut dyn Topics, topic: &str) -> Result<Vec<Progress>> 
 
 /// Refuses a configuration that would give other outputs from the same logs.
 fn check_fit(records: &[EpochRecord], config: &str, actives: &Actives) -> Result<()> {
+    check_semantics(records, config)?;
+    check_encoder(records, &actives.encoder)
+}
+
+/// Refuses other semantics than the recorded ones.
+pub(crate) fn check_semantics(records: &[EpochRecord], config: &str) -> Result<()> {
     let Some(last) = records.last() else { return Ok(()) };
     if last.config_digest != config_digest(config).hex() {
         let recorded = records.iter().rev().find_map(|record| record.config.as_deref()).unwrap_or_default();
@@ -605,10 +660,16 @@ fn check_fit(records: &[EpochRecord], config: &str, actives: &Actives) -> Result
             "give the job another name and [topics] suffix, or state folder: a new job recomputes and pays no call twice",
         ));
     }
-    if last.actives.encoder != actives.encoder {
+    Ok(())
+}
+
+/// Refuses another encoder than the recorded one.
+pub(crate) fn check_encoder(records: &[EpochRecord], encoder: &str) -> Result<()> {
+    let Some(last) = records.last() else { return Ok(()) };
+    if last.actives.encoder != encoder {
         return Err(Error::fatal(
             "start the job",
-            format!("its encoder {} isn't the recorded {}", actives.encoder, last.actives.encoder),
+            format!("its encoder {encoder} isn't the recorded {}", last.actives.encoder),
             "give the job another name and [topics] suffix, or state folder: vectors of two encoders don't compare",
         ));
     }
