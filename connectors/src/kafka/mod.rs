@@ -37,7 +37,7 @@ mod writer;
 
 pub use crate::secret::Secret;
 pub use client::Counts;
-pub use config::{Compression, Config, Mechanism, Protocol, Security};
+pub use config::{Compression, Config, Mechanism, Protocol, Security, wire_size};
 pub use error::classify;
 
 use crate::topics::{Reader, Topics, Writer};
@@ -135,6 +135,15 @@ impl Kafka {
             }
             _ => Ok(()),
         }
+    }
+
+    /// A setting of a topic that exists, such as `max.message.bytes`; `None` where the broker doesn't
+    /// tell it, which it may refuse to this client.
+    pub fn topic_setting(&self, topic: &str, name: &str) -> Option<String> {
+        let (admin, options) = self.admin().ok()?;
+        let asked = [ResourceSpecifier::Topic(topic)];
+        let answers = block_on(admin.describe_configs(&asked, &options)).ok()?;
+        answers.into_iter().flatten().find_map(|resource| resource.get(name).and_then(|e| e.value.clone()))
     }
 
     /// Warns where a topic that exists forgets in another way than its role needs. Its settings
