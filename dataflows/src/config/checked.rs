@@ -1,12 +1,13 @@
 //! The configuration as a job uses it: every value checked, all problems reported at once.
 
+use super::parse;
 use super::raw::{EncoderKind, GeneratorKind, Raw, TopicsKind};
 use crate::job::{Options, Parts};
 use crate::names::Names;
 use ictflow_connectors::encoder::Embed;
 use ictflow_connectors::encoder::hashed::Hashed;
 use ictflow_connectors::encoder::minilm::MiniLm;
-use ictflow_connectors::files::{Files, Input};
+use ictflow_connectors::files::{Files, Input, STDIN};
 use ictflow_connectors::kafka::Kafka;
 use ictflow_connectors::llm::Generate;
 use ictflow_connectors::llm::local::{Decoding, Local as LocalLlm};
@@ -49,6 +50,9 @@ pub struct InputFiles {
     pub candidates: Option<PathBuf>,
     /// Whether the files are still being written.
     pub follow: bool,
+    /// Whether the template and hashed vectors stand in for the models.
+    #[serde(default)]
+    pub dry: bool,
 }
 
 impl InputFiles {
@@ -68,15 +72,29 @@ impl InputFiles {
         serde_json::from_str(&text).map(Some).map_err(|e| failed(e.to_string()))
     }
 
+    /// The configuration of a job without a file, on these inputs.
+    pub fn raw(&self, state: &Path) -> Raw {
+        let mut raw = Raw { state: Some(state.to_owned()), ..Raw::default() };
+        if self.dry {
+            raw.generator.kind = GeneratorKind::Template;
+            raw.encoder.kind = EncoderKind::Hashed;
+        }
+        raw
+    }
+
     fn remember(&self, state: &Path) -> Result<()> {
         let path = state.join(INPUTS_FILE);
         // The later command may run in another folder.
-        let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
+        let absolute = |path: &PathBuf| match path == Path::new(STDIN) {
+            true => path.clone(),
+            false => std::path::absolute(path).unwrap_or_else(|_| path.clone()),
+        };
         let inputs = InputFiles {
             interactions: absolute(&self.interactions),
             items: absolute(&self.items),
             candidates: self.candidates.as_ref().map(absolute),
             follow: self.follow,
+            dry: self.dry,
         };
         let text = serde_json::to_string_pretty(&inputs).unwrap_or_default();
         std::fs::write(&path, text).map_err(|e| {
@@ -108,18 +126,36 @@ impl Config {
         let text = std::fs::read_to_string(path).map_err(|e| {
             Error::fatal(format!("read {}", path.display()), e, "name a TOML file with --config")
         })?;
-        let raw: Raw = toml::from_str(&text).map_err(|e| {
-            Error::fatal(
+        let (raw, misfits) = parse::parse(&text);
+        if !misfits.is_empty() {
+            let misfits: Vec<String> = misfits.iter().map(ToString::to_string).collect();
+            return Err(Error::fatal(
                 format!("read {}", path.display()),
-                e.to_string().trim_end(),
+                misfits.join("; "),
                 "deploy/config has examples with every key",
-            )
-        })?;
-        Config::check(raw, None)
+            ));
+        }
+        Config::check(raw.unwrap_or_default(), None)
     }
 
     /// Checks a configuration.
+    ///
+    /// # Errors
+    /// `Fatal` with every problem, each with its key.
     pub fn check(raw: Raw, files: Option<InputFiles>) -> Result<Self> {
+        let problems = Config::problems(&raw);
+        if !problems.is_empty() {
+            return Err(Error::fatal(
+                "check the configuration",
+                problems.join("; "),
+                "fix all of them, then try again",
+            ));
+        }
+        Ok(Config::build(raw, files))
+    }
+
+    /// Every problem of the values, each beginning with its key.
+    pub fn problems(raw: &Raw) -> Vec<String> {
         let mut problems = raw.semantics.problems();
         let mut require = |holds: bool, problem: &str| {
             if !holds {
@@ -155,15 +191,17 @@ impl Config {
         require(distinct.len() == Topic::ALL.len(), "topics.names gives one name to two topics");
         require(!distinct.contains(""), "topics.names has an empty name");
         if let Some(kafka) = &raw.topics.kafka {
-            problems.extend(kafka.problems());
+            problems.extend(kafka.problems().into_iter().map(|problem| format!("topics.{problem}")));
         }
-        if !problems.is_empty() {
-            return Err(Error::fatal(
-                "check the configuration",
-                problems.join("; "),
-                "fix all of them, then try again",
-            ));
-        }
+        problems
+    }
+
+    /// The configuration of a file, whatever its problems.
+    pub(crate) fn build(raw: Raw, files: Option<InputFiles>) -> Self {
+        let workers = raw.workers.unwrap_or(1);
+        let job = raw.job.clone().unwrap_or_else(|| "ictflow".to_owned());
+        let names = Names::new(&raw.topics.names, &raw.topics.suffix);
+        let kafka = raw.topics.kind == TopicsKind::Kafka;
         let state = raw.state.clone().unwrap_or_else(|| PathBuf::from("state"));
         let create_inputs = (!kafka).then(|| raw.topics.partitions.unwrap_or(1));
         let options = Options {
@@ -175,14 +213,34 @@ impl Config {
             create_inputs,
             generate: true,
         };
-        Ok(Config {
+        Config {
             semantics: Arc::new(raw.semantics.clone()),
             interval: Duration::from_millis(raw.epochs.interval_ms),
             state,
             options,
             files,
             raw,
-        })
+        }
+    }
+
+    /// The file as written.
+    pub(crate) fn raw(&self) -> &Raw {
+        &self.raw
+    }
+
+    /// The state folder.
+    pub(crate) fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// The input files, where they stand in the place of topics.
+    pub(crate) fn files(&self) -> Option<&InputFiles> {
+        self.files.as_ref()
+    }
+
+    /// The file of `local` topics.
+    pub(crate) fn local_file(&self) -> PathBuf {
+        self.raw.topics.file.clone().unwrap_or_else(|| self.state.join(local::FILE_NAME))
     }
 
     /// The store of the topics. `read_only` for programs beside a running job.
@@ -205,7 +263,7 @@ impl Config {
             files.remember(&self.state)?;
             return Ok(Box::new(Files::open(&inputs, &self.state, files.follow)?));
         }
-        let file = self.raw.topics.file.clone().unwrap_or_else(|| self.state.join(local::FILE_NAME));
+        let file = self.local_file();
         if read_only {
             return Ok(Box::new(Local::open_read_only(&file)?));
         }
@@ -232,7 +290,7 @@ impl Config {
     pub fn parts(&self) -> Result<Parts> {
         self.make_state()?;
         let encoder = self.encoder()?;
-        let weights = self.weights(encoder.width())?;
+        let weights = self.weights(encoder.width(), true)?;
         let generator = self.generator()?;
         Ok(Parts {
             topics: self.topics(false)?,
@@ -244,7 +302,7 @@ impl Config {
         })
     }
 
-    fn encoder(&self) -> Result<Box<dyn Embed>> {
+    pub(crate) fn encoder(&self) -> Result<Box<dyn Embed>> {
         let default = || models().join("encoder");
         Ok(match self.raw.encoder.kind {
             EncoderKind::Minilm => {
@@ -254,7 +312,7 @@ impl Config {
         })
     }
 
-    fn generator(&self) -> Result<Box<dyn Generate>> {
+    pub(crate) fn generator(&self) -> Result<Box<dyn Generate>> {
         let default = || models().join("llm").join("model.gguf");
         Ok(match self.raw.generator.kind {
             GeneratorKind::Local => Box::new(LocalLlm::open(
@@ -266,8 +324,8 @@ impl Config {
         })
     }
 
-    /// The weights of the file, or untrained ones, which are written to the state folder.
-    fn weights(&self, width: usize) -> Result<Arc<Weights>> {
+    /// The weights of the file, or untrained ones, which are written to the state folder if `keep`.
+    pub(crate) fn weights(&self, width: usize, keep: bool) -> Result<Arc<Weights>> {
         let (path, bytes) = match &self.raw.ict.weights {
             Some(path) => {
                 let bytes = std::fs::read(path).map_err(|e| {
@@ -285,9 +343,15 @@ impl Config {
                     untrained(UNTRAINED_SEED, Shape { text: width, ..Shape::default() }).map_err(|e| {
                         Error::fatal("make untrained weights", e, "the encoder's width is out of range")
                     })?;
-                std::fs::write(&path, &bytes).map_err(|e| {
-                    Error::fatal(format!("write {}", path.display()), e, "the state folder must be writable")
-                })?;
+                if keep {
+                    std::fs::write(&path, &bytes).map_err(|e| {
+                        Error::fatal(
+                            format!("write {}", path.display()),
+                            e,
+                            "the state folder must be writable",
+                        )
+                    })?;
+                }
                 (path, bytes)
             }
         };
