@@ -70,6 +70,8 @@ fn a_job_on_a_real_broker_equals_the_oracle_over_a_restart() {
     let examples = world.compacted(Topic::Examples);
     assert!(examples.values().all(|value| ExampleRecord::decode(value).unwrap().user_id != "ghost"));
 
+    crate::explain::every_demonstration_is_explained(&world);
+
     // Another client sees the same keys, on the partition of the user, each with its headers.
     let features = world.compacted(Topic::Features);
     let output = kcat(broker)

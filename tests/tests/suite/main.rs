@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod economy;
+mod explain;
 mod generator;
 mod kafka_job;
 mod kafka_topics;
