@@ -16,11 +16,13 @@ fn a_vector_with_its_demonstrations_prompts_and_texts() {
     let explained: Value = serde_json::from_str(&json).unwrap();
     // The newest record of the pair, the examples and the texts as they stand on the topics.
     let newest = parsed(&tail(path, &["--user", user, "--item", item, "--last", "1"])).pop().unwrap();
-    for field in
-        ["ict", "k", "cot_status", "cot_created_at", "prompt_version", "llm_model", "encoder", "event_time"]
+    for field in ["k", "cot_status", "cot_created_at", "prompt_version", "llm_model", "encoder", "event_time"]
     {
         assert_eq!(explained[field], newest["value"][field], "{field}");
     }
+    let vector =
+        |of: &Value| of.as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect::<Vec<_>>();
+    assert_eq!(vector(&explained["ict"]), vector(&newest["value"]["ict"]));
     assert_eq!(explained["title"], json!(format!("Film {}", &item[1..])));
     let cots = parsed(&tail(path, &["cot"]));
     let examples = parsed(&tail(path, &["examples"]));

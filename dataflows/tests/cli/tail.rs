@@ -16,7 +16,7 @@ fn refused(folder: &Path, arguments: &[&str]) -> String {
 
 #[test]
 fn every_filter() {
-    let world = world(48);
+    let world = world(90);
     let path = world.path();
     append(
         &path.join("clicks.jsonl"),

@@ -54,7 +54,8 @@ pub fn every_demonstration_is_explained(world: &World) {
     let pairs = live_pairs(&mut *topics, &names).unwrap();
     let lineage = Lineage::read(&mut *topics, &names, &world.job, Format::Avro).unwrap();
     assert_eq!(lineage.pairs().len(), pairs.len());
-    let (mut used, mut prompted, mut fullest) = (0, 0, None);
+    let (mut used, mut prompted) = (0, 0);
+    let mut fullest: Option<(i32, &String, &String)> = None;
     for (user, item) in &pairs {
         let explanation = lineage.explanation(user, item).unwrap();
         for demonstration in &explanation.demonstrations {

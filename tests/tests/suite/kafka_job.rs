@@ -2,6 +2,9 @@
 //! others; restarted in between.
 
 use crate::parity::{mutated, semantics, verify};
+use ictflow_connectors::kafka::Kafka;
+use ictflow_connectors::topics::Topics;
+use ictflow_dataflows::check::{Target, check};
 use ictflow_schemas::example::ExampleRecord;
 use ictflow_schemas::framing::{partition, unframe};
 use ictflow_schemas::topic::{Policy, Topic};
@@ -107,4 +110,40 @@ fn a_job_on_a_real_broker_equals_the_oracle_over_a_restart() {
     })
     .unwrap();
     assert!(wrong.is_empty());
+}
+
+#[test]
+fn check_finds_on_a_broker_what_a_start_would_refuse_and_makes_nothing() {
+    let broker = Broker::shared();
+    let folder = tempfile::tempdir().unwrap();
+    let (prefix, file) = (unique("check"), folder.path().join("job.toml"));
+    let names: String = Topic::ALL.map(|t| format!("{0} = \"{prefix}-{0}\"\n", t.name())).concat();
+    let text = format!(
+        "state = \"{}\"\n[generator]\nkind = \"template\"\n[encoder]\nkind = \"hashed\"\n[topics]\nkind = \"kafka\"\n\
+         [topics.names]\n{names}[topics.kafka]\nbootstrap_servers = [\"{}\"]\n",
+        folder.path().join("state").display(),
+        broker.bootstrap()
+    );
+    let checked = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        let report = check(&Target::Config(file.clone()), false);
+        assert!(report.skipped.is_empty(), "{report:?}");
+        report.problems.into_iter().map(|p| format!("{}: {}", p.key, p.problem)).collect::<Vec<_>>()
+    };
+    let topic = |role: &str| format!("topic {prefix}-{role}");
+    let missing = |role: &str| format!("{}: it doesn't exist", topic(role));
+    assert_eq!(checked(&text), [missing("interactions"), missing("items")]);
+    let mut kafka = Kafka::connect(broker.config()).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(kafka.partitions(&format!("{prefix}-interactions")).unwrap(), None, "check makes no topic");
+    for (role, count) in [("interactions", 3), ("items", 1), ("features", 2)] {
+        kafka.ensure(&format!("{prefix}-{role}"), count, Policy::Compact).unwrap();
+    }
+    let count = format!("{}: it has 2 partitions, and 3 are needed", topic("features"));
+    assert_eq!(checked(&text), std::slice::from_ref(&count));
+    // More than the broker's own limit, which features has.
+    let large = checked(&format!("{text}message_max_bytes = 2000000\n"));
+    assert_eq!(large[0], count);
+    assert!(large[1].starts_with(&topic("features")) && large[1].contains("max.message.bytes"), "{large:?}");
+    assert_eq!(large.len(), 2, "{large:?}");
+    assert!(!folder.path().join("state").exists());
 }
