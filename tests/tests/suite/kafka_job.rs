@@ -5,15 +5,18 @@ use crate::parity::{mutated, semantics, verify};
 use ictflow_connectors::kafka::Kafka;
 use ictflow_connectors::topics::Topics;
 use ictflow_dataflows::check::{Target, check};
+use ictflow_dataflows::copies::{self, Copies};
+use ictflow_dataflows::tail;
 use ictflow_schemas::example::ExampleRecord;
 use ictflow_schemas::framing::{partition, unframe};
 use ictflow_schemas::topic::{Policy, Topic};
-use ictflow_schemas::wire::Wire;
+use ictflow_schemas::wire::{Format, Wire};
 use ictflow_tests::support::kafka::{Broker, kcat, unique};
 use ictflow_tests::support::oracle::python;
 use ictflow_tests::support::world::{self, Store, World, event, hashed, record, settle, template};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -32,6 +35,29 @@ fn send(producer: &BaseProducer, lines: &[Value], world: &World) {
         producer.poll(Duration::ZERO);
     }
     producer.flush(LIMIT).unwrap();
+}
+
+/// By partition, the lines of a copy in their order.
+fn copied(path: &Path) -> BTreeMap<u32, Vec<String>> {
+    let mut lines: BTreeMap<u32, Vec<String>> = BTreeMap::new();
+    for line in std::fs::read_to_string(path).unwrap().lines() {
+        let value: Value = serde_json::from_str(line).unwrap();
+        lines.entry(value["partition"].as_u64().unwrap() as u32).or_default().push(line.to_owned());
+    }
+    lines
+}
+
+/// By partition, the lines that a copy of a topic must have.
+fn logged(world: &World, topic: Topic) -> BTreeMap<u32, Vec<String>> {
+    let (names, mut lines) = (world.names(), BTreeMap::<u32, Vec<String>>::new());
+    let name = names.of(topic);
+    ictflow_dataflows::epochs::read_whole(&mut *world.topics(), name, |record| {
+        let line = tail::line(topic, name, &record, Format::Avro, false).to_string();
+        lines.entry(record.partition).or_default().push(line);
+    })
+    .unwrap();
+    assert!(!lines.is_empty(), "{name}");
+    lines
 }
 
 #[test]
@@ -59,16 +85,31 @@ fn a_job_on_a_real_broker_equals_the_oracle_over_a_restart() {
     send(&aborted, &[ghost], &world);
     aborted.abort_transaction(LIMIT).unwrap();
 
+    let outputs = [Topic::Features, Topic::Examples, Topic::DeadLetters];
+    let path = |topic: Topic| folder.path().join(format!("copy-{}.jsonl", topic.name()));
+    let targets = outputs.map(|topic| copies::Target { topic, path: path(topic) });
+    let mut copies = Copies::open(&targets, &mut *topics, &names).unwrap();
     let mut job = world.start(template(), hashed());
+    copies.start(job.topics()).unwrap();
     settle(&mut job);
     verify(&world, &job, folder.path(), &["--min-features", "50"]);
+    // Some of it is copied; then the process dies.
+    assert!(copies.copy(job.totals()).unwrap());
+    drop(copies);
     let epoch = job.committed();
     drop(job);
 
+    let mut copies = Copies::open(&targets, &mut *topics, &names).unwrap();
     let mut job = world.start(template(), hashed());
     assert_eq!(job.committed(), epoch, "a restart commits nothing by itself");
+    copies.start(job.topics()).unwrap();
     send(&plain, second, &world);
     settle(&mut job);
+    let totals = job.totals();
+    assert!(copies.finish(job.topics(), totals).unwrap());
+    for topic in outputs {
+        assert_eq!(copied(&path(topic)), logged(&world, topic), "{}", topic.name());
+    }
     verify(&world, &job, folder.path(), &["--min-features", "100", "--min-full", "0.3"]);
     let examples = world.compacted(Topic::Examples);
     assert!(examples.values().all(|value| ExampleRecord::decode(value).unwrap().user_id != "ghost"));
