@@ -22,7 +22,7 @@
 //!
 //! # Limits
 //! * Regular files only, one process each (an advisory lock that the system frees with the process).
-//! * Opening reads the file once; a line of more than [`LINE_BYTES`] isn't ours.
+//! * Opening reads the file once. A line of more than [`LINE_BYTES`] isn't written, and isn't ours.
 //! * Files only grow. One that was removed is written anew from the topic's first record.
 //!
 //! # Secrets
@@ -98,6 +98,8 @@ pub struct Sink {
     last: BTreeMap<u32, Place>,
     /// By partition the next offset.
     next: BTreeMap<u32, i64>,
+    /// The longest line.
+    limit: usize,
 }
 
 const NOT_OURS: &str =
@@ -145,7 +147,7 @@ impl Sink {
             }
             Err(TryLockError::Error(error)) => return Err(failed(error)),
         }
-        let scanned = scan(&file, topic).map_err(|found| match found {
+        let scanned = scan(&file, topic, LINE_BYTES).map_err(|found| match found {
             Found::Failed(error) => failed(error),
             Found::Foreign(detail) => Error::fatal(context(), detail, NOT_OURS),
         })?;
@@ -161,6 +163,7 @@ impl Sink {
             topic: topic.to_owned(),
             last: scanned.last,
             next,
+            limit: LINE_BYTES,
         })
     }
 
@@ -176,6 +179,7 @@ impl Sink {
             topic: topic.to_owned(),
             last: BTreeMap::new(),
             next: BTreeMap::new(),
+            limit: LINE_BYTES,
         }
     }
 
@@ -202,7 +206,7 @@ impl Sink {
     /// Writes lines, and returns when they are out.
     ///
     /// # Errors
-    /// `Fatal` where they can't be written, or an offset doesn't rise.
+    /// `Fatal` where they can't be written, a line is longer than [`LINE_BYTES`], or an offset doesn't rise.
     pub fn append(&mut self, lines: &[Line]) -> Result<Written> {
         let context = || format!("write {} of topic {}", self.path.display(), self.topic);
         let mut bytes = Vec::with_capacity(lines.iter().map(|line| line.json.len() + 1).sum());
@@ -213,6 +217,13 @@ impl Sink {
                     context(),
                     format!("offset {} of partition {} came twice", line.offset, line.partition),
                     "this is a defect: please report it",
+                ));
+            }
+            if line.json.len() > self.limit {
+                return Err(Error::fatal(
+                    context(),
+                    format!("a line of {} bytes is longer than {}", line.json.len(), self.limit),
+                    "run without this copy, and read the record from the topic",
                 ));
             }
             *next = line.offset + 1;
@@ -253,13 +264,14 @@ enum Found {
 }
 
 /// Reads a file's lines.
-fn scan(file: &File, topic: &str) -> std::result::Result<Scanned, Found> {
+fn scan(file: &File, topic: &str, longest: usize) -> std::result::Result<Scanned, Found> {
     let mut reader = BufReader::with_capacity(1 << 20, file);
     let mut scanned = Scanned { last: BTreeMap::new(), whole: 0, torn: 0 };
     let mut line = Vec::new();
     for number in 1.. {
         line.clear();
-        let limit = LINE_BYTES as u64 + 1;
+        // The newline counts here.
+        let limit = longest as u64 + 1;
         let read = (&mut reader).take(limit).read_until(b'\n', &mut line).map_err(Found::Failed)?;
         if read == 0 {
             break;
@@ -361,6 +373,25 @@ mod tests {
         let error = Sink::file(folder.path(), "t").err().unwrap().to_string();
         assert!(error.contains("isn't a regular file"), "{error}");
         assert!(Sink::file(&folder.path().join("no/copy"), "t").is_err());
+    }
+
+    #[test]
+    fn a_line_has_a_limit_written_and_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("copy.jsonl");
+        let long = line(0, 0);
+        let limit = long.json.len();
+        let mut sink = Sink::file(&path, "t").unwrap();
+        sink.limit = limit - 1;
+        let error = sink.append(std::slice::from_ref(&long)).unwrap_err().to_string();
+        assert!(error.contains("is longer than"), "{error}");
+        assert_eq!(std::fs::read(&path).unwrap(), b"");
+        sink.limit = limit;
+        sink.append(std::slice::from_ref(&long)).unwrap();
+        let file = File::open(&path).unwrap();
+        assert_eq!(scan(&file, "t", limit).ok().unwrap().last[&0].offset, 0);
+        let file = File::open(&path).unwrap();
+        assert!(matches!(scan(&file, "t", limit - 1), Err(Found::Foreign(_))));
     }
 
     #[test]

@@ -155,12 +155,7 @@ impl Kafka {
         for resource in answers.into_iter().flatten() {
             let found =
                 resource.get("cleanup.policy").and_then(|entry| entry.value.clone()).unwrap_or_default();
-            let set = |text: &str| {
-                let mut words: Vec<String> = text.split(',').map(|word| word.trim().to_owned()).collect();
-                words.sort();
-                words
-            };
-            if set(&found) != set(cleanup(policy)) {
+            if !forgets_as(&found, policy) {
                 tracing::warn!(
                     topic,
                     found,
@@ -239,8 +234,18 @@ impl Kafka {
     }
 }
 
+/// Whether a `cleanup.policy` is that of a role.
+pub fn forgets_as(found: &str, policy: Policy) -> bool {
+    let set = |text: &str| {
+        let mut words: Vec<String> = text.split(',').map(|word| word.trim().to_owned()).collect();
+        words.sort();
+        words
+    };
+    set(found) == set(cleanup(policy))
+}
+
 /// Kafka's word for a policy.
-fn cleanup(policy: Policy) -> &'static str {
+pub fn cleanup(policy: Policy) -> &'static str {
     match policy {
         Policy::Append => "delete",
         Policy::Compact => "compact",

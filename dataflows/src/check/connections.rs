@@ -4,7 +4,7 @@ use super::{Finding, Subject};
 use crate::epochs;
 use crate::job::{bounds_at, check_encoder, check_semantics, own_progress, read_progress};
 use ictflow_connectors::Result;
-use ictflow_connectors::kafka::Kafka;
+use ictflow_connectors::kafka::{Kafka, cleanup, forgets_as};
 use ictflow_connectors::topics::Topics;
 use ictflow_schemas::epoch::EpochRecord;
 use ictflow_schemas::topic::Topic;
@@ -97,8 +97,9 @@ pub(super) fn partitions(subject: &mut Subject) -> Vec<Finding> {
     })
 }
 
-/// Topics that exist take the largest record that this job sends.
-pub(super) fn message_limits(subject: &mut Subject) -> Vec<Finding> {
+/// The settings of a job's own topics that exist: each takes the largest record that is sent, and forgets
+/// as its role needs.
+pub(super) fn topic_settings(subject: &mut Subject) -> Vec<Finding> {
     let Some(config) = subject.config.raw().topics.kafka.clone() else { return Vec::new() };
     let limit = config.message_max_bytes;
     let names = subject.config.options.names.clone();
@@ -111,15 +112,22 @@ pub(super) fn message_limits(subject: &mut Subject) -> Vec<Finding> {
     let mut findings = Vec::new();
     for topic in BY_USER.into_iter().chain(SINGLE) {
         let name = names.of(topic);
-        let most = kafka.topic_setting(name, "max.message.bytes").and_then(|value| value.parse().ok());
-        if most.is_some_and(|most: usize| most < limit) {
+        let most =
+            kafka.topic_setting(name, "max.message.bytes").and_then(|value| value.parse::<usize>().ok());
+        if let Some(most) = most.filter(|most| *most < limit) {
             findings.push(Finding::new(
                 format!("topic {name}"),
-                format!(
-                    "its max.message.bytes {} is below topics.kafka.message_max_bytes {limit}",
-                    most.unwrap_or_default()
-                ),
+                format!("its max.message.bytes {most} is below topics.kafka.message_max_bytes {limit}"),
                 "raise the topic's, or lower message_max_bytes",
+            ));
+        }
+        let policy = kafka.topic_setting(name, "cleanup.policy");
+        if let Some(found) = policy.filter(|found| !forgets_as(found, topic.policy())) {
+            let wanted = cleanup(topic.policy());
+            findings.push(Finding::new(
+                format!("topic {name}"),
+                format!("its cleanup.policy is {found}, and {wanted} is needed"),
+                "change it before the broker deletes what is needed, or keeps what is not",
             ));
         }
     }

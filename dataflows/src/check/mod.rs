@@ -1,6 +1,6 @@
 //! `ictflow check`: every problem of a configuration, its files and its connections, all at once.
 //!
-//! [`CHECKS`] is the list of what is looked at: a connector with a probe of its own gets a line there.
+//! `CHECKS` is the list of what is looked at: a connector with a probe of its own gets a line there.
 //! Nothing is written, created or fenced. A check that needs what another one has found broken says
 //! nothing, so that a problem is told once.
 
@@ -70,7 +70,7 @@ const CHECKS: &[Check] = &[
     Check { name: "topics store", connects: true, run: connections::store },
     Check { name: "input topics", connects: true, run: connections::inputs },
     Check { name: "partition counts", connects: true, run: connections::partitions },
-    Check { name: "message limits", connects: true, run: connections::message_limits },
+    Check { name: "topic settings", connects: true, run: connections::topic_settings },
     Check { name: "recorded job", connects: true, run: connections::recorded },
 ];
 

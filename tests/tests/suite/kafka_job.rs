@@ -181,10 +181,17 @@ fn check_finds_on_a_broker_what_a_start_would_refuse_and_makes_nothing() {
     }
     let count = format!("{}: it has 2 partitions, and 3 are needed", topic("features"));
     assert_eq!(checked(&text), std::slice::from_ref(&count));
+    // A log of answers that the broker would delete by age.
+    kafka.ensure(&format!("{prefix}-cot"), 3, Policy::CompactAndTime).unwrap();
+    let forgets = format!("{}: its cleanup.policy is compact,delete, and compact is needed", topic("cot"));
+    let found = checked(&text);
+    assert!(found.len() == 2 && found.contains(&count) && found.contains(&forgets), "{found:?}");
     // More than the broker's own limit, which features has.
     let large = checked(&format!("{text}message_max_bytes = 2000000\n"));
-    assert_eq!(large[0], count);
-    assert!(large[1].starts_with(&topic("features")) && large[1].contains("max.message.bytes"), "{large:?}");
-    assert_eq!(large.len(), 2, "{large:?}");
+    for role in ["features", "cot"] {
+        let small = |found: &String| found.starts_with(&topic(role)) && found.contains("max.message.bytes");
+        assert!(large.iter().any(small), "{role}: {large:?}");
+    }
+    assert_eq!(large.len(), 4, "{large:?}");
     assert!(!folder.path().join("state").exists());
 }
