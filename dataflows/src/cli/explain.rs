@@ -1,7 +1,7 @@
 //! `ictflow explain`: the lineage of one vector.
 
 use super::Store;
-use crate::explain::Lineage;
+use crate::explain::{Lineage, job_of_outputs};
 use clap::Args;
 use ictflow_connectors::{Error, Result};
 use ictflow_schemas::topic::Topic;
@@ -29,7 +29,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let mut topics = config.topics(true)?;
     let items = config.formats().get(&Topic::Items).copied().unwrap_or(Format::Avro);
     let pair = (user.as_str(), item.as_str());
-    let lineage = Lineage::read_pair(&mut *topics, &config.options.names, &config.options.job, items, pair)?;
+    let names = &config.options.names;
+    // A state folder alone doesn't say the job's name; its outputs do, for they belong to one job.
+    let recorded = match store.config {
+        None => job_of_outputs(&mut *topics, names)?,
+        Some(_) => None,
+    };
+    let job = recorded.as_deref().unwrap_or(&config.options.job);
+    let lineage = Lineage::read_pair(&mut *topics, names, job, items, pair)?;
     let Some(explanation) = lineage.explanation(user, item) else {
         return Err(Error::fatal(
             "explain",

@@ -15,7 +15,7 @@ mod prompt;
 mod read;
 
 pub use explanation::{Cot, Demonstration, Example, Explanation, HistoryItem, Prompted, Said};
-pub use read::live_pairs;
+pub use read::{job_of_outputs, live_pairs};
 
 use crate::names::Names;
 use crate::sources::usable;

@@ -1,6 +1,7 @@
 //! What an explanation reads of the topics: up to the committed epoch, and only what it needs.
 
 use crate::epochs::{read_range, read_whole};
+use crate::job::read_progress;
 use crate::names::Names;
 use ictflow_connectors::topics::Topics;
 use ictflow_connectors::{Error, Result};
@@ -159,6 +160,19 @@ pub(super) fn read_bounded(
 fn recorded_prompt_history(config: &str) -> Option<usize> {
     let value: serde_json::Value = serde_json::from_str(config).ok()?;
     value.get("prompt_history")?.as_u64().map(|p| p as usize)
+}
+
+/// The job whose outputs stand on these topics; `None` where it isn't one.
+///
+/// # Errors
+/// Those of the store, and `Fatal` where the progress was written by a newer version.
+pub fn job_of_outputs(topics: &mut dyn Topics, names: &Names) -> Result<Option<String>> {
+    let progress = names.of(Topic::Progress);
+    if topics.partitions(progress)?.is_none() {
+        return Ok(None);
+    }
+    let mut jobs: Vec<String> = read_progress(topics, progress)?.into_iter().map(|one| one.job).collect();
+    Ok(if jobs.len() == 1 { jobs.pop() } else { None })
 }
 
 /// The live pairs of a job in order of key, without their vectors.

@@ -23,7 +23,13 @@ fn a_short_demo_meets_its_thresholds_and_its_repetition_calls_nothing() {
     assert!(summary["features_live"].as_u64().unwrap() > 0, "{summary}");
     assert_eq!(summary["features_full_k"], summary["features_live"], "{summary}");
     assert!(summary["called"].as_u64().unwrap() >= 4, "{summary}");
-    assert!(told.contains("ictflow explain "), "{told}");
+    // The demo explains one vector at its end; the command says the same of it, as the README has it.
+    let (_, explained) = told.split_once("\nictflow explain ").unwrap_or_else(|| panic!("{told}"));
+    let (pair, explained) = explained.split_once('\n').unwrap();
+    let (user, item) = pair.split_once(' ').unwrap();
+    let lineage = run(folder.path(), &["explain", "--state", out, user, item]).good();
+    assert!(explained.starts_with(&lineage), "{lineage}\n{explained}");
+    assert!(lineage.contains("CoT by ") && lineage.contains("the prompt's last message:"), "{lineage}");
     let again = run(folder.path(), &["demo", "--again", "--out", out]).good();
     assert!(again.contains("every live vector is equal byte for byte"), "{again}");
     let repeated = read("summary-again.json");
