@@ -45,6 +45,14 @@ impl Resolved {
 }
 
 impl Secret {
+    /// The file and its mode, where the secret stands in one that others than its owner may use.
+    pub fn open_to_others(&self) -> Option<(&Path, u32)> {
+        match self {
+            Secret::File { file } => open_mode(file).map(|mode| (file.as_path(), mode)),
+            Secret::Env { .. } => None,
+        }
+    }
+
     /// Reads the secret of a configuration key, which errors name.
     pub fn resolve(&self, key: &str) -> Result<Resolved> {
         let hint = "put the secret there, readable to this user alone";
@@ -73,14 +81,22 @@ impl Secret {
 
 /// Warns where others may read a secret's file.
 fn warn_if_open(file: &Path) {
+    if let Some(mode) = open_mode(file) {
+        tracing::warn!(file = %file.display(), mode = format!("{mode:o}"), "a secret's file is open to others");
+    }
+}
+
+/// The mode of a file that others than its owner may use.
+fn open_mode(file: &Path) -> Option<u32> {
     #[cfg(unix)]
-    if let Ok(metadata) = std::fs::metadata(file) {
+    {
         use std::os::unix::fs::PermissionsExt;
-        let mode = metadata.permissions().mode() & 0o777;
-        if mode & 0o077 != 0 {
-            tracing::warn!(file = %file.display(), mode = format!("{mode:o}"), "a secret's file is open to others");
-        }
+        let mode = std::fs::metadata(file).ok()?.permissions().mode() & 0o777;
+        (mode & 0o077 != 0).then_some(mode)
     }
     #[cfg(not(unix))]
-    let _ = file;
+    {
+        let _ = file;
+        None
+    }
 }

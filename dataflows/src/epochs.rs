@@ -21,9 +21,28 @@ const PATIENCE_ROUNDS: usize = 600;
 /// `Fatal` where the end can't be reached within a minute.
 pub fn read_whole(topics: &mut dyn Topics, topic: &str, mut keep: impl FnMut(Record)) -> Result<()> {
     let ends = topics.ends(topic)?;
-    let mut reader = topics.reader(topic, &vec![0; ends.len()])?;
+    let from = vec![0; ends.len()];
+    read_range(topics, topic, &from, &ends, |record| {
+        keep(record);
+        true
+    })
+}
+
+/// Reads the committed records of a topic from these offsets up to those bounds, one each a
+/// partition, and gives each to `keep`, until that is false. A bound must not exceed the end.
+///
+/// # Errors
+/// `Fatal` where a bound can't be reached within a minute.
+pub fn read_range(
+    topics: &mut dyn Topics,
+    topic: &str,
+    from: &[i64],
+    ends: &[i64],
+    mut keep: impl FnMut(Record) -> bool,
+) -> Result<()> {
+    let mut reader = topics.reader(topic, from)?;
     let mut rounds = 0;
-    while reader.positions().iter().zip(&ends).any(|(position, end)| position < end) {
+    while reader.positions().iter().zip(ends).any(|(position, end)| position < end) {
         let records = reader.poll(POLL, Duration::from_millis(100))?;
         rounds = if records.is_empty() { rounds + 1 } else { 0 };
         if rounds > PATIENCE_ROUNDS {
@@ -35,8 +54,8 @@ pub fn read_whole(topics: &mut dyn Topics, topic: &str, mut keep: impl FnMut(Rec
         }
         for record in records {
             let partition = record.partition as usize;
-            if ends.get(partition).is_some_and(|end| record.offset < *end) {
-                keep(record);
+            if ends.get(partition).is_some_and(|end| record.offset < *end) && !keep(record) {
+                return Ok(());
             }
         }
     }

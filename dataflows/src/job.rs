@@ -38,6 +38,7 @@ use ictflow_schemas::{Id, Millis, NO_TIME};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Answers that wait to be journaled before no more are taken: where the log can't be written, the
@@ -165,6 +166,20 @@ pub struct Step {
     pub journaled: usize,
 }
 
+/// How a start ended.
+pub enum Started {
+    /// The job runs, every recorded epoch replayed.
+    Running(Box<Job>),
+    /// It was told to stop before all recorded epochs were replayed. Nothing is lost: the next start
+    /// replays them.
+    Stopped {
+        /// Epochs replayed.
+        replayed: usize,
+        /// Epochs recorded.
+        recorded: usize,
+    },
+}
+
 impl Job {
     /// Starts a job: fences its predecessors, replays its recorded epochs.
     ///
@@ -183,8 +198,64 @@ impl Job {
         parts: Parts,
         semantics: Arc<Semantics>,
         options: Options,
-        mut observe: impl FnMut(&Job),
+        observe: impl FnMut(&Job),
     ) -> Result<Self> {
+        let (mut job, records) = Job::open(parts, semantics, options)?;
+        job.replay_all(records, &AtomicBool::new(false), observe)?;
+        Ok(job)
+    }
+
+    /// As [`Job::start_observed`], but looks at `stop` before each replayed epoch and gives up once it
+    /// is set.
+    ///
+    /// # Errors
+    /// Those of [`Job::start`].
+    pub fn start_unless(
+        parts: Parts,
+        semantics: Arc<Semantics>,
+        options: Options,
+        stop: &AtomicBool,
+        observe: impl FnMut(&Job),
+    ) -> Result<Started> {
+        let (mut job, records) = Job::open(parts, semantics, options)?;
+        let recorded = records.len();
+        let replayed = job.replay_all(records, stop, observe)?;
+        Ok(match replayed == recorded {
+            true => Started::Running(Box::new(job)),
+            false => Started::Stopped { replayed, recorded },
+        })
+    }
+
+    /// Runs the recorded epochs again, and says how many it did before `stop` was set.
+    fn replay_all(
+        &mut self,
+        records: Vec<EpochRecord>,
+        stop: &AtomicBool,
+        mut observe: impl FnMut(&Job),
+    ) -> Result<usize> {
+        let recorded = records.len();
+        observe(self);
+        for (replayed, record) in records.into_iter().enumerate() {
+            if stop.load(Ordering::Relaxed) {
+                return Ok(replayed);
+            }
+            self.replay(record)?;
+            // The last recorded epoch may not be committed: then it waits for its points like any other.
+            while self.uncommitted.is_some() {
+                if stop.load(Ordering::Relaxed) {
+                    return Ok(replayed);
+                }
+                observe(self);
+                self.finish(STORE_PAUSE)?;
+            }
+            observe(self);
+        }
+        self.look_caught_up();
+        Ok(recorded)
+    }
+
+    /// A job that has fenced its predecessors, and the recorded epochs that it must replay first.
+    fn open(parts: Parts, semantics: Arc<Semantics>, options: Options) -> Result<(Self, Vec<EpochRecord>)> {
         let Parts { mut topics, formats, generators, validator, encoder, weights, points } = parts;
         if semantics.search == Search::Stored && points.is_none() {
             return Err(Error::fatal(
@@ -203,14 +274,7 @@ impl Job {
         let progress = own_progress(progress, names.of(Topic::Progress), &options.job)?;
         let records = epochs::load(&mut *topics, names.of(Topic::Epochs), &options.job)?;
         let committed = progress.as_ref().map_or(0, |progress| progress.epoch);
-        let at_commit = records.iter().find(|record| record.epoch == committed);
-        if committed > 0 && at_commit.is_none() {
-            return Err(Error::fatal(
-                "recover",
-                format!("epoch {committed} is committed and its bounds are gone"),
-                "the log of bounds must be kept as long as the inputs: start a new job on the same inputs",
-            ));
-        }
+        let at_commit = bounds_at(&records, committed)?;
         let config = semantics.canonical();
         let generator = one_of(&generators)?;
         let actives = Arc::new(Actives {
@@ -258,7 +322,7 @@ impl Job {
         )?;
         let engine = Engine::start(options.workers, semantics.clone(), weights)
             .map_err(|e| Error::fatal("start the timely workers", e, "is the limit of threads reached?"))?;
-        let mut job = Job {
+        let job = Job {
             topics,
             bounds,
             sink,
@@ -287,17 +351,7 @@ impl Job {
             journal_retries: 0,
             commit: Commit::default(),
         };
-        observe(&job);
-        for record in records {
-            job.replay(record)?;
-            while job.uncommitted.is_some() {
-                observe(&job);
-                job.finish(STORE_PAUSE)?;
-            }
-            observe(&job);
-        }
-        job.look_caught_up();
-        Ok(job)
+        Ok((job, records))
     }
 
     /// Journals the answers that came, and closes one epoch if any input waits for it. Waits at most
@@ -852,9 +906,22 @@ fn one_of(generators: &[Box<dyn Generate>]) -> Result<&dyn Generate> {
     }
 }
 
+/// The bounds of the committed epoch; `None` for a job that hasn't committed any.
+pub(crate) fn bounds_at(records: &[EpochRecord], committed: i64) -> Result<Option<&EpochRecord>> {
+    let found = records.iter().find(|record| record.epoch == committed);
+    if committed > 0 && found.is_none() {
+        return Err(Error::fatal(
+            "recover",
+            format!("epoch {committed} is committed and its bounds are gone"),
+            "the log of bounds must be kept as long as the inputs: start a new job on the same inputs",
+        ));
+    }
+    Ok(found)
+}
+
 /// The job's own progress. Another job's on the same topic means that it owns the outputs too: both
 /// would take the other's records for leftovers.
-fn own_progress(all: Vec<Progress>, topic: &str, job: &str) -> Result<Option<Progress>> {
+pub(crate) fn own_progress(all: Vec<Progress>, topic: &str, job: &str) -> Result<Option<Progress>> {
     match all.iter().find(|progress| progress.job != job) {
         Some(other) if !all.iter().any(|progress| progress.job == job) => Err(Error::fatal(
             "start the job",
@@ -866,7 +933,7 @@ fn own_progress(all: Vec<Progress>, topic: &str, job: &str) -> Result<Option<Pro
 }
 
 /// The newest progress of every job on the topic.
-fn read_progress(topics: &mut dyn Topics, topic: &str) -> Result<Vec<Progress>> {
+pub(crate) fn read_progress(topics: &mut dyn Topics, topic: &str) -> Result<Vec<Progress>> {
     let mut progress: BTreeMap<String, Progress> = BTreeMap::new();
     let mut unreadable = None;
     epochs::read_whole(topics, topic, |record| match record.value.as_deref().map(Progress::decode) {
@@ -898,6 +965,12 @@ fn read_progress(topics: &mut dyn Topics, topic: &str) -> Result<Vec<Progress>> 
 
 /// Refuses a configuration that would give other outputs from the same logs.
 fn check_fit(records: &[EpochRecord], config: &str, actives: &Actives) -> Result<()> {
+    check_semantics(records, config)?;
+    check_encoder(records, &actives.encoder)
+}
+
+/// Refuses other semantics than the recorded ones.
+pub(crate) fn check_semantics(records: &[EpochRecord], config: &str) -> Result<()> {
     let Some(last) = records.last() else { return Ok(()) };
     if last.config_digest != config_digest(config).hex() {
         let recorded = records.iter().rev().find_map(|record| record.config.as_deref()).unwrap_or_default();
@@ -907,10 +980,16 @@ fn check_fit(records: &[EpochRecord], config: &str, actives: &Actives) -> Result
             "give the job another name and [topics] suffix, or state folder: a new job recomputes and pays no call twice",
         ));
     }
-    if last.actives.encoder != actives.encoder {
+    Ok(())
+}
+
+/// Refuses another encoder than the recorded one.
+pub(crate) fn check_encoder(records: &[EpochRecord], encoder: &str) -> Result<()> {
+    let Some(last) = records.last() else { return Ok(()) };
+    if last.actives.encoder != encoder {
         return Err(Error::fatal(
             "start the job",
-            format!("its encoder {} isn't the recorded {}", actives.encoder, last.actives.encoder),
+            format!("its encoder {encoder} isn't the recorded {}", last.actives.encoder),
             "give the job another name and [topics] suffix, or state folder: vectors of two encoders don't compare",
         ));
     }

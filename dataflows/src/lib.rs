@@ -1,12 +1,15 @@
 //! Assembly of ictflow: the graph, the jobs, the one binary.
 
 pub mod call_times;
+pub mod check;
 pub mod cli;
 pub mod config;
+pub mod copies;
 pub mod demo;
 pub mod engine;
 pub mod epochs;
 pub mod explain;
+pub mod filter;
 pub mod job;
 pub mod names;
 pub mod pipeline;

@@ -38,7 +38,7 @@
 //! * The place of every 1,024th line is held in memory (8 bytes each).
 //! * A followed file is looked at every [`IDLE_PAUSE`] while a reader waits.
 //! * Regular, uncompressed files only. Standard input must end before the job starts.
-//! * Outputs stand in the local store; they aren't written as JSON Lines here.
+//! * Outputs stand in the local store; [`sink`] copies them to JSON Lines.
 //!
 //! # Secrets
 //! None. Lines never stand in errors or traces; paths do.
@@ -47,6 +47,7 @@
 //! That of [`Local`]; a warning where a partial copy of standard input stays behind.
 
 mod line;
+pub mod sink;
 mod source;
 mod stdin;
 #[cfg(test)]

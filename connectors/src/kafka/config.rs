@@ -193,7 +193,7 @@ const FRAMING: usize = 61 + 1 + 10 + 5 * 5;
 const HEADER_FRAMING: usize = 10;
 
 /// The largest size that a record may take on the wire.
-pub(super) fn wire_size(key: &[u8], value: Option<&[u8]>, headers: &[(String, Vec<u8>)]) -> usize {
+pub fn wire_size(key: &[u8], value: Option<&[u8]>, headers: &[(String, Vec<u8>)]) -> usize {
     let headers: usize = headers.iter().map(|(name, value)| HEADER_FRAMING + name.len() + value.len()).sum();
     FRAMING + key.len() + value.map_or(0, <[u8]>::len) + headers
 }

@@ -37,7 +37,7 @@ mod writer;
 
 pub use crate::secret::Secret;
 pub use client::Counts;
-pub use config::{Compression, Config, Mechanism, Protocol, Security};
+pub use config::{Compression, Config, Mechanism, Protocol, Security, wire_size};
 pub use error::classify;
 
 use crate::topics::{Reader, Topics, Writer};
@@ -137,6 +137,15 @@ impl Kafka {
         }
     }
 
+    /// A setting of a topic that exists, such as `max.message.bytes`; `None` where the broker doesn't
+    /// tell it, which it may refuse to this client.
+    pub fn topic_setting(&self, topic: &str, name: &str) -> Option<String> {
+        let (admin, options) = self.admin().ok()?;
+        let asked = [ResourceSpecifier::Topic(topic)];
+        let answers = block_on(admin.describe_configs(&asked, &options)).ok()?;
+        answers.into_iter().flatten().find_map(|resource| resource.get(name).and_then(|e| e.value.clone()))
+    }
+
     /// Warns where a topic that exists forgets in another way than its role needs. Its settings
     /// are its owner's, and looking at them may be forbidden, so this never fails.
     fn warn_of_policy(&self, topic: &str, policy: Policy) {
@@ -146,12 +155,7 @@ impl Kafka {
         for resource in answers.into_iter().flatten() {
             let found =
                 resource.get("cleanup.policy").and_then(|entry| entry.value.clone()).unwrap_or_default();
-            let set = |text: &str| {
-                let mut words: Vec<String> = text.split(',').map(|word| word.trim().to_owned()).collect();
-                words.sort();
-                words
-            };
-            if set(&found) != set(cleanup(policy)) {
+            if !forgets_as(&found, policy) {
                 tracing::warn!(
                     topic,
                     found,
@@ -230,8 +234,18 @@ impl Kafka {
     }
 }
 
+/// Whether a `cleanup.policy` is that of a role.
+pub fn forgets_as(found: &str, policy: Policy) -> bool {
+    let set = |text: &str| {
+        let mut words: Vec<String> = text.split(',').map(|word| word.trim().to_owned()).collect();
+        words.sort();
+        words
+    };
+    set(found) == set(cleanup(policy))
+}
+
 /// Kafka's word for a policy.
-fn cleanup(policy: Policy) -> &'static str {
+pub fn cleanup(policy: Policy) -> &'static str {
     match policy {
         Policy::Append => "delete",
         Policy::Compact => "compact",

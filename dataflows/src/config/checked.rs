@@ -1,12 +1,13 @@
 //! The configuration as a job uses it: every value checked, all problems reported at once.
 
+use super::parse;
 use super::raw::{EncoderKind, GeneratorKind, Raw, TopicsKind};
 use crate::job::{Options, Parts};
 use crate::names::Names;
 use ictflow_connectors::encoder::Embed;
 use ictflow_connectors::encoder::hashed::Hashed;
 use ictflow_connectors::encoder::minilm::MiniLm;
-use ictflow_connectors::files::{Files, Input};
+use ictflow_connectors::files::{Files, Input, STDIN};
 use ictflow_connectors::kafka::Kafka;
 use ictflow_connectors::llm::Generate;
 use ictflow_connectors::llm::local::{Decoding, Local as LocalLlm};
@@ -53,6 +54,9 @@ pub struct InputFiles {
     pub candidates: Option<PathBuf>,
     /// Whether the files are still being written.
     pub follow: bool,
+    /// Whether the template and hashed vectors stand in for the models.
+    #[serde(default)]
+    pub dry: bool,
 }
 
 impl InputFiles {
@@ -72,15 +76,29 @@ impl InputFiles {
         serde_json::from_str(&text).map(Some).map_err(|e| failed(e.to_string()))
     }
 
+    /// The configuration of a job without a file, on these inputs.
+    pub fn raw(&self, state: &Path) -> Raw {
+        let mut raw = Raw { state: Some(state.to_owned()), ..Raw::default() };
+        if self.dry {
+            raw.generator.kind = GeneratorKind::Template;
+            raw.encoder.kind = EncoderKind::Hashed;
+        }
+        raw
+    }
+
     fn remember(&self, state: &Path) -> Result<()> {
         let path = state.join(INPUTS_FILE);
         // The later command may run in another folder.
-        let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
+        let absolute = |path: &PathBuf| match path == Path::new(STDIN) {
+            true => path.clone(),
+            false => std::path::absolute(path).unwrap_or_else(|_| path.clone()),
+        };
         let inputs = InputFiles {
             interactions: absolute(&self.interactions),
             items: absolute(&self.items),
             candidates: self.candidates.as_ref().map(absolute),
             follow: self.follow,
+            dry: self.dry,
         };
         let text = serde_json::to_string_pretty(&inputs).unwrap_or_default();
         std::fs::write(&path, text).map_err(|e| {
@@ -99,6 +117,8 @@ pub struct Config {
     pub semantics: Arc<Semantics>,
     /// How long input is gathered before an epoch is closed.
     pub interval: Duration,
+    /// How long a job that is stopped waits for answers under way.
+    pub drain: Duration,
     /// What the job says of itself, and where.
     pub telemetry: ictflow_connectors::telemetry::Config,
     state: PathBuf,
@@ -114,18 +134,36 @@ impl Config {
         let text = std::fs::read_to_string(path).map_err(|e| {
             Error::fatal(format!("read {}", path.display()), e, "name a TOML file with --config")
         })?;
-        let raw: Raw = toml::from_str(&text).map_err(|e| {
-            Error::fatal(
+        let (raw, misfits) = parse::parse(&text);
+        if !misfits.is_empty() {
+            let misfits: Vec<String> = misfits.iter().map(ToString::to_string).collect();
+            return Err(Error::fatal(
                 format!("read {}", path.display()),
-                e.to_string().trim_end(),
+                misfits.join("; "),
                 "deploy/config has examples with every key",
-            )
-        })?;
-        Config::check(raw, None)
+            ));
+        }
+        Config::check(raw.unwrap_or_default(), None)
     }
 
     /// Checks a configuration.
+    ///
+    /// # Errors
+    /// `Fatal` with every problem, each with its key.
     pub fn check(raw: Raw, files: Option<InputFiles>) -> Result<Self> {
+        let problems = Config::problems(&raw);
+        if !problems.is_empty() {
+            return Err(Error::fatal(
+                "check the configuration",
+                problems.join("; "),
+                "fix all of them, then try again",
+            ));
+        }
+        Ok(Config::build(raw, files))
+    }
+
+    /// Every problem of the values, each beginning with its key.
+    pub fn problems(raw: &Raw) -> Vec<String> {
         let mut problems = raw.semantics.problems();
         let mut require = |holds: bool, problem: &str| {
             if !holds {
@@ -164,6 +202,7 @@ impl Config {
             raw.semantics.search == Search::Exact || raw.qdrant.is_some(),
             "semantics.search is stored and the section [qdrant] is missing",
         );
+        require(raw.generator.drain_ms <= 600_000, "generator.drain_ms must be at most 600000");
         let service = raw.generator.kind == GeneratorKind::Openai;
         require(
             !service || raw.generator.openai.is_some(),
@@ -174,7 +213,7 @@ impl Config {
             "[generator.openai] is given and generator.kind is another",
         );
         if let Some(kafka) = &raw.topics.kafka {
-            problems.extend(kafka.problems());
+            problems.extend(kafka.problems().into_iter().map(|problem| format!("topics.{problem}")));
             let largest = raw.semantics.largest_record();
             if largest > kafka.message_max_bytes {
                 problems.push(format!(
@@ -191,13 +230,15 @@ impl Config {
             problems.extend(openai.problems());
         }
         problems.extend(raw.telemetry.problems());
-        if !problems.is_empty() {
-            return Err(Error::fatal(
-                "check the configuration",
-                problems.join("; "),
-                "fix all of them, then try again",
-            ));
-        }
+        problems
+    }
+
+    /// The configuration of a file, whatever its problems.
+    pub(crate) fn build(raw: Raw, files: Option<InputFiles>) -> Self {
+        let workers = raw.workers.unwrap_or(1);
+        let job = raw.job.clone().unwrap_or_else(|| "ictflow".to_owned());
+        let names = Names::new(&raw.topics.names, &raw.topics.suffix);
+        let kafka = raw.topics.kind == TopicsKind::Kafka;
         let state = raw.state.clone().unwrap_or_else(|| PathBuf::from("state"));
         let create_inputs = (!kafka).then(|| raw.topics.partitions.unwrap_or(1));
         let options = Options {
@@ -209,15 +250,36 @@ impl Config {
             create_inputs,
             generate: true,
         };
-        Ok(Config {
+        Config {
             semantics: Arc::new(raw.semantics.clone()),
             interval: Duration::from_millis(raw.epochs.interval_ms),
+            drain: Duration::from_millis(raw.generator.drain_ms),
             telemetry: raw.telemetry.clone(),
             state,
             options,
             files,
             raw,
-        })
+        }
+    }
+
+    /// The file as written.
+    pub(crate) fn raw(&self) -> &Raw {
+        &self.raw
+    }
+
+    /// The state folder.
+    pub(crate) fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// The input files, where they stand in the place of topics.
+    pub(crate) fn files(&self) -> Option<&InputFiles> {
+        self.files.as_ref()
+    }
+
+    /// The file of `local` topics.
+    pub(crate) fn local_file(&self) -> PathBuf {
+        self.raw.topics.file.clone().unwrap_or_else(|| self.state.join(local::FILE_NAME))
     }
 
     /// Puts an address of the command line in the place of `telemetry.listen`.
@@ -254,7 +316,7 @@ impl Config {
             files.remember(&self.state)?;
             return Ok(Box::new(Files::open(&inputs, &self.state, files.follow)?));
         }
-        let file = self.raw.topics.file.clone().unwrap_or_else(|| self.state.join(local::FILE_NAME));
+        let file = self.local_file();
         if read_only {
             return Ok(Box::new(Local::open_read_only(&file)?));
         }
@@ -281,7 +343,7 @@ impl Config {
     pub fn parts(&self) -> Result<Parts> {
         self.make_state()?;
         let encoder = self.encoder()?;
-        let weights = self.weights(encoder.width())?;
+        let weights = self.weights(encoder.width(), true)?;
         let (generators, validator) = self.generators()?;
         Ok(Parts {
             topics: self.topics(false)?,
@@ -300,7 +362,7 @@ impl Config {
         Ok(Some((Box::new(Qdrant::new(qdrant.clone())?), qdrant.over_fetch)))
     }
 
-    fn encoder(&self) -> Result<Box<dyn Embed>> {
+    pub(crate) fn encoder(&self) -> Result<Box<dyn Embed>> {
         let default = || models().join("encoder");
         Ok(match self.raw.encoder.kind {
             EncoderKind::Minilm => {
@@ -311,7 +373,7 @@ impl Config {
     }
 
     /// The generators, one for each call that may be under way, and what judges their drafts.
-    fn generators(&self) -> Result<(Vec<Box<dyn Generate>>, Validator)> {
+    pub(crate) fn generators(&self) -> Result<(Vec<Box<dyn Generate>>, Validator)> {
         let default = || models().join("llm").join("model.gguf");
         let guided = Prompt::builtin;
         let one: Box<dyn Generate> = match self.raw.generator.kind {
@@ -333,8 +395,8 @@ impl Config {
         Ok((vec![one], Validator::new(&guided())))
     }
 
-    /// The weights of the file, or untrained ones, which are written to the state folder.
-    fn weights(&self, width: usize) -> Result<Arc<Weights>> {
+    /// The weights of the file, or untrained ones, which are written to the state folder if `keep`.
+    pub(crate) fn weights(&self, width: usize, keep: bool) -> Result<Arc<Weights>> {
         let (path, bytes) = match &self.raw.ict.weights {
             Some(path) => {
                 let bytes = std::fs::read(path).map_err(|e| {
@@ -352,9 +414,15 @@ impl Config {
                     untrained(UNTRAINED_SEED, Shape { text: width, ..Shape::default() }).map_err(|e| {
                         Error::fatal("make untrained weights", e, "the encoder's width is out of range")
                     })?;
-                std::fs::write(&path, &bytes).map_err(|e| {
-                    Error::fatal(format!("write {}", path.display()), e, "the state folder must be writable")
-                })?;
+                if keep {
+                    std::fs::write(&path, &bytes).map_err(|e| {
+                        Error::fatal(
+                            format!("write {}", path.display()),
+                            e,
+                            "the state folder must be writable",
+                        )
+                    })?;
+                }
                 (path, bytes)
             }
         };

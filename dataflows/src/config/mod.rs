@@ -3,4 +3,5 @@
 pub mod checked;
 #[cfg(test)]
 mod limits;
+pub mod parse;
 pub mod raw;

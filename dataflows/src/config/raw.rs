@@ -75,15 +75,23 @@ impl Default for Epochs {
 }
 
 /// `[generator]`.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Generator {
+    /// How long a job that is stopped waits for answers under way.
+    pub drain_ms: u64,
     /// Which generator.
     pub kind: GeneratorKind,
     /// The GGUF file of a local model.
     pub model: Option<PathBuf>,
     /// `[generator.openai]`.
     pub openai: Option<openai::Config>,
+}
+
+impl Default for Generator {
+    fn default() -> Self {
+        Generator { drain_ms: 30_000, kind: GeneratorKind::default(), model: None, openai: None }
+    }
 }
 
 /// The generators.

@@ -16,7 +16,7 @@ pub mod samples;
 use crate::cli::{tell_address, warn_untrained};
 use crate::config::checked::{Config, models};
 use crate::config::raw::Raw;
-use crate::epochs::read_compacted;
+use crate::epochs::{self, read_compacted};
 use crate::explain::Lineage;
 use crate::job::{Job, Step};
 use crate::names::Names;
@@ -84,6 +84,23 @@ const PARTITIONS: u32 = 4;
 /// One example in so many gets a CoT: about 15 of each label on this data.
 const STRIDE: CotStride = CotStride { positive: 3_700, explicit_negative: 3_000, implicit_negative: 3_000 };
 
+/// The ratings for which [`STRIDE`] was chosen.
+const STRIDE_RATINGS: u64 = 100_000;
+
+/// The stride for a shorter replay: about half as many CoTs, however short it is.
+fn stride(ratings: usize) -> CotStride {
+    let ratings = ratings as u64;
+    if ratings >= STRIDE_RATINGS {
+        return STRIDE;
+    }
+    let scaled = |stride: u64| (2 * stride * ratings / STRIDE_RATINGS).max(1);
+    CotStride {
+        positive: scaled(STRIDE.positive),
+        explicit_negative: scaled(STRIDE.explicit_negative),
+        implicit_negative: scaled(STRIDE.implicit_negative),
+    }
+}
+
 const YEAR: Millis = 365 * 24 * 3_600_000;
 
 /// Runs the demo.
@@ -91,12 +108,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if arguments.again { again(arguments) } else { first(arguments) }
 }
 
-fn config(out: &Path, job: &str, suffix: &str) -> Result<Config> {
+fn config(out: &Path, job: &str, suffix: &str, stride: CotStride) -> Result<Config> {
     let mut raw = Raw {
         job: Some(job.to_owned()),
         state: Some(out.to_owned()),
         workers: Some(2),
-        semantics: Semantics { cot_stride: STRIDE, demonstration_ttl_ms: YEAR, ..Semantics::default() },
+        semantics: Semantics { cot_stride: stride, demonstration_ttl_ms: YEAR, ..Semantics::default() },
         ..Raw::default()
     };
     raw.topics.partitions = Some(PARTITIONS);
@@ -110,7 +127,7 @@ fn first(arguments: &Arguments) -> Result<()> {
     let mut data = MovieLens::read(&models().join("data").join("ml-100k"))?;
     data.ratings.truncate(arguments.ratings);
     empty(out)?;
-    let mut config = config(out, "demo", "")?;
+    let mut config = config(out, "demo", "", stride(data.ratings.len()))?;
     config.listen(Some(&arguments.listen))?;
     let observer = Observer::start(&config.telemetry, &config.options.job)?;
     tell_address(&observer);
@@ -255,14 +272,28 @@ fn again(arguments: &Arguments) -> Result<()> {
 
 /// The configuration of a job that never ran on these logs, whatever ran before.
 fn unused(out: &Path) -> Result<Config> {
+    let stride = recorded_stride(out)?;
     for n in 1.. {
         let (job, suffix) = (format!("again-{n}"), format!(".again-{n}"));
-        let config = config(out, &job, &suffix)?;
+        let config = config(out, &job, &suffix, stride)?;
         if config.topics(true)?.partitions(config.options.names.of(Topic::Epochs))?.is_none() {
             return Ok(config);
         }
     }
     Err(Error::fatal("run the demo again", "every name is taken", "run `make demo` first"))
+}
+
+/// The stride of the demo before: it depends on how many ratings it replayed.
+fn recorded_stride(out: &Path) -> Result<CotStride> {
+    let first = config(out, "demo", "", STRIDE)?;
+    let epochs = first.options.names.of(Topic::Epochs);
+    let records = epochs::load(&mut *first.topics(true)?, epochs, &first.options.job)?;
+    let recorded = records.iter().rev().find_map(|record| record.config.as_deref());
+    let value = recorded.and_then(|config| serde_json::from_str::<serde_json::Value>(config).ok());
+    let stride = value.and_then(|config| serde_json::from_value(config.get("cot_stride")?.clone()).ok());
+    stride.ok_or_else(|| {
+        Error::fatal("run the demo again", "the demo before recorded no stride", "run `make demo` first")
+    })
 }
 
 /// Three users with their demonstrations and texts, and one vector explained whole.

@@ -2,15 +2,21 @@
 //! others; restarted in between.
 
 use crate::parity::{mutated, semantics, verify};
+use ictflow_connectors::kafka::Kafka;
+use ictflow_connectors::topics::Topics;
+use ictflow_dataflows::check::{Target, check};
+use ictflow_dataflows::copies::{self, Copies};
+use ictflow_dataflows::tail;
 use ictflow_schemas::example::ExampleRecord;
 use ictflow_schemas::framing::{Partitioner, unframe};
 use ictflow_schemas::topic::{Policy, Topic};
-use ictflow_schemas::wire::Wire;
+use ictflow_schemas::wire::{Format, Wire};
 use ictflow_tests::support::kafka::{Broker, kcat, unique};
 use ictflow_tests::support::oracle::python;
 use ictflow_tests::support::world::{self, Store, World, event, hashed, record, settle, template};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -29,6 +35,29 @@ fn send(producer: &BaseProducer, lines: &[Value], world: &World) {
         producer.poll(Duration::ZERO);
     }
     producer.flush(LIMIT).unwrap();
+}
+
+/// By partition, the lines of a copy in their order.
+fn copied(path: &Path) -> BTreeMap<u32, Vec<String>> {
+    let mut lines: BTreeMap<u32, Vec<String>> = BTreeMap::new();
+    for line in std::fs::read_to_string(path).unwrap().lines() {
+        let value: Value = serde_json::from_str(line).unwrap();
+        lines.entry(value["partition"].as_u64().unwrap() as u32).or_default().push(line.to_owned());
+    }
+    lines
+}
+
+/// By partition, the lines that a copy of a topic must have.
+fn logged(world: &World, topic: Topic) -> BTreeMap<u32, Vec<String>> {
+    let (names, mut lines) = (world.names(), BTreeMap::<u32, Vec<String>>::new());
+    let name = names.of(topic);
+    ictflow_dataflows::epochs::read_whole(&mut *world.topics(), name, |record| {
+        let line = tail::line(topic, name, &record, Format::Avro, false).to_string();
+        lines.entry(record.partition).or_default().push(line);
+    })
+    .unwrap();
+    assert!(!lines.is_empty(), "{name}");
+    lines
 }
 
 #[test]
@@ -56,19 +85,36 @@ fn a_job_on_a_real_broker_equals_the_oracle_over_a_restart() {
     send(&aborted, &[ghost], &world);
     aborted.abort_transaction(LIMIT).unwrap();
 
+    let outputs = [Topic::Features, Topic::Examples, Topic::DeadLetters];
+    let path = |topic: Topic| folder.path().join(format!("copy-{}.jsonl", topic.name()));
+    let targets = outputs.map(|topic| copies::Target { topic, path: path(topic) });
+    let mut copies = Copies::open(&targets, &mut *topics, &names).unwrap();
     let mut job = world.start(template(), hashed());
+    copies.start(job.topics()).unwrap();
     settle(&mut job);
     verify(&world, &job, folder.path(), &["--min-features", "50"]);
+    // Some of it is copied; then the process dies.
+    assert!(copies.copy(job.totals()).unwrap());
+    drop(copies);
     let epoch = job.committed();
     drop(job);
 
+    let mut copies = Copies::open(&targets, &mut *topics, &names).unwrap();
     let mut job = world.start(template(), hashed());
     assert_eq!(job.committed(), epoch, "a restart commits nothing by itself");
+    copies.start(job.topics()).unwrap();
     send(&plain, second, &world);
     settle(&mut job);
+    let totals = job.totals();
+    assert!(copies.finish(job.topics(), totals).unwrap());
+    for topic in outputs {
+        assert_eq!(copied(&path(topic)), logged(&world, topic), "{}", topic.name());
+    }
     verify(&world, &job, folder.path(), &["--min-features", "100", "--min-full", "0.3"]);
     let examples = world.compacted(Topic::Examples);
     assert!(examples.values().all(|value| ExampleRecord::decode(value).unwrap().user_id != "ghost"));
+
+    crate::explain::every_demonstration_is_explained(&world);
 
     // Another client sees the same keys, on the partition of the user, each with its headers.
     let features = world.compacted(Topic::Features);
@@ -105,4 +151,47 @@ fn a_job_on_a_real_broker_equals_the_oracle_over_a_restart() {
     })
     .unwrap();
     assert!(wrong.is_empty());
+}
+
+#[test]
+fn check_finds_on_a_broker_what_a_start_would_refuse_and_makes_nothing() {
+    let broker = Broker::shared();
+    let folder = tempfile::tempdir().unwrap();
+    let (prefix, file) = (unique("check"), folder.path().join("job.toml"));
+    let names: String = Topic::ALL.map(|t| format!("{0} = \"{prefix}-{0}\"\n", t.name())).concat();
+    let text = format!(
+        "state = \"{}\"\n[generator]\nkind = \"template\"\n[encoder]\nkind = \"hashed\"\n[topics]\nkind = \"kafka\"\n\
+         [topics.names]\n{names}[topics.kafka]\nbootstrap_servers = [\"{}\"]\n",
+        folder.path().join("state").display(),
+        broker.bootstrap()
+    );
+    let checked = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        let report = check(&Target::Config(file.clone()), false);
+        assert!(report.skipped.is_empty(), "{report:?}");
+        report.problems.into_iter().map(|p| format!("{}: {}", p.key, p.problem)).collect::<Vec<_>>()
+    };
+    let topic = |role: &str| format!("topic {prefix}-{role}");
+    let missing = |role: &str| format!("{}: it doesn't exist", topic(role));
+    assert_eq!(checked(&text), [missing("interactions"), missing("items")]);
+    let mut kafka = Kafka::connect(broker.config()).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(kafka.partitions(&format!("{prefix}-interactions")).unwrap(), None, "check makes no topic");
+    for (role, count) in [("interactions", 3), ("items", 1), ("features", 2)] {
+        kafka.ensure(&format!("{prefix}-{role}"), count, Policy::Compact).unwrap();
+    }
+    let count = format!("{}: it has 2 partitions, and 3 are needed", topic("features"));
+    assert_eq!(checked(&text), std::slice::from_ref(&count));
+    // A log of answers that the broker would delete by age.
+    kafka.ensure(&format!("{prefix}-cot"), 3, Policy::CompactAndTime).unwrap();
+    let forgets = format!("{}: its cleanup.policy is compact,delete, and compact is needed", topic("cot"));
+    let found = checked(&text);
+    assert!(found.len() == 2 && found.contains(&count) && found.contains(&forgets), "{found:?}");
+    // More than the broker's own limit, which features has.
+    let large = checked(&format!("{text}message_max_bytes = 2000000\n"));
+    for role in ["features", "cot"] {
+        let small = |found: &String| found.starts_with(&topic(role)) && found.contains("max.message.bytes");
+        assert!(large.iter().any(small), "{role}: {large:?}");
+    }
+    assert_eq!(large.len(), 4, "{large:?}");
+    assert!(!folder.path().join("state").exists());
 }

@@ -4,6 +4,7 @@
 mod bad_input;
 mod economy;
 mod endpoint;
+mod explain;
 mod generator;
 mod kafka_job;
 mod kafka_topics;

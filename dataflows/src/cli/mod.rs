@@ -1,0 +1,91 @@
+//! The command line. A command that isn't built isn't in `--help`.
+//!
+//! What a command is for goes to standard output, everything else to standard error. A command ends
+//! with 0 where it did what it was asked, 1 where it failed (`check`: where it found problems), 2 where
+//! the command line itself is wrong.
+
+mod check;
+mod explain;
+mod run;
+mod tail;
+
+pub use run::{tell_address, warn_untrained};
+
+use crate::config::checked::{Config, InputFiles};
+use crate::config::raw::Raw;
+use crate::demo;
+use clap::{Args, Parser, Subcommand};
+use ictflow_connectors::{Error, Result};
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Streams of interactions and items in, ICT feature vectors out.
+#[derive(Debug, Parser)]
+#[command(name = "ictflow", version, about = "Streams of interactions and items in, ICT feature vectors out")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Find every problem of a configuration, its files and its connections. Writes nothing.
+    Check(check::Arguments),
+    /// Replay MovieLens-100K as streams through the whole pipeline, on embedded defaults.
+    Demo(demo::Arguments),
+    /// Explain one vector: its history, its demonstrations, their prompts and CoT texts.
+    Explain(explain::Arguments),
+    /// Run a job.
+    Run(Box<run::Arguments>),
+    /// Print decoded records of a topic as JSON Lines.
+    Tail(Box<tail::Arguments>),
+}
+
+/// Which job a command is about.
+#[derive(Debug, Args)]
+struct Store {
+    /// The configuration file (TOML).
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// The state folder of a job on `local` topics or files, in the place of a configuration.
+    #[arg(long, conflicts_with = "config")]
+    state: Option<PathBuf>,
+}
+
+impl Store {
+    fn config(&self) -> Result<Config> {
+        match (&self.config, &self.state) {
+            (Some(path), _) => Config::read(path),
+            (None, Some(state)) => {
+                let files = InputFiles::of_state(state)?;
+                let plain = || Raw { state: Some(state.clone()), ..Raw::default() };
+                Config::check(files.as_ref().map_or_else(plain, |files| files.raw(state)), files)
+            }
+            (None, None) => {
+                Err(Error::fatal("find the job", "no configuration", "give --config FILE or --state DIR"))
+            }
+        }
+    }
+}
+
+/// Parses the command line, runs the command, prints a failure.
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("ICTFLOW_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    let ansi = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr).init();
+    let done = |()| ExitCode::SUCCESS;
+    let result = match cli.command {
+        Command::Check(arguments) => check::run(&arguments),
+        Command::Demo(arguments) => demo::run(&arguments).map(done),
+        Command::Explain(arguments) => explain::run(&arguments).map(done),
+        Command::Run(arguments) => run::run(&arguments).map(done),
+        Command::Tail(arguments) => tail::run(&arguments).map(done),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("ictflow: {error}");
+        ExitCode::FAILURE
+    })
+}

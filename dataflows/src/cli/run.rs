@@ -1,0 +1,207 @@
+//! `ictflow run`: a job until it is stopped, or until its input is done.
+
+use super::Store;
+use crate::config::checked::{Config, InputFiles};
+use crate::config::raw::Raw;
+use crate::copies::{Copies, Target};
+use crate::demo;
+use crate::job::{Job, Started};
+use crate::progress::Reporter;
+use crate::requester::IDLE;
+use crate::status::Observer;
+use crate::summary::Summary;
+use clap::Args;
+use ictflow_connectors::{Error, Result, telemetry};
+use ictflow_schemas::topic::Topic;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+/// Options of `run`.
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    store: Store,
+    /// JSON Lines of interactions, in the place of a topic; - reads standard input.
+    #[arg(long, value_name = "FILE", requires = "items", requires = "state")]
+    interactions: Option<PathBuf>,
+    /// JSON Lines of items; - reads standard input.
+    #[arg(long, value_name = "FILE", requires = "interactions")]
+    items: Option<PathBuf>,
+    /// JSON Lines of candidate sets; - reads standard input.
+    #[arg(long, value_name = "FILE", requires = "interactions")]
+    candidates: Option<PathBuf>,
+    /// Copy the features to this file, in the form that `tail` prints; - writes to standard output what
+    /// this run commits. A file goes on where it ended.
+    #[arg(long, value_name = "FILE")]
+    features: Option<PathBuf>,
+    /// Copy the examples likewise.
+    #[arg(long, value_name = "FILE")]
+    examples: Option<PathBuf>,
+    /// Copy the dead letters likewise.
+    #[arg(long, value_name = "FILE")]
+    dead_letters: Option<PathBuf>,
+    /// Go on reading files that are still being written.
+    #[arg(long, requires = "interactions")]
+    follow: bool,
+    /// Use the deterministic template in the place of the LLM, and hashed vectors in the place of the
+    /// encoder: fast, for a first look at your own data.
+    #[arg(long, requires = "interactions")]
+    dry: bool,
+    /// Stop when all input is committed and every wanted CoT is answered.
+    #[arg(long)]
+    until_idle: bool,
+    /// Serve metrics, probes and the status page here (host:port, or off), in the place of [telemetry]
+    /// listen. Over files it is off by default.
+    #[arg(long)]
+    listen: Option<String>,
+    /// Write the job's figures to this file at the end.
+    #[arg(long, value_name = "FILE")]
+    summary: Option<PathBuf>,
+}
+
+impl Arguments {
+    /// The configuration, and whether it reads files.
+    fn config(&self) -> Result<(Config, bool)> {
+        let (Some(interactions), Some(items)) = (&self.interactions, &self.items) else {
+            return Ok((self.store.config()?, false));
+        };
+        let files = InputFiles {
+            interactions: interactions.clone(),
+            items: items.clone(),
+            candidates: self.candidates.clone(),
+            follow: self.follow,
+            dry: self.dry,
+        };
+        let mut raw = match &self.store.state {
+            Some(state) => files.raw(state),
+            None => Raw::default(),
+        };
+        raw.telemetry = telemetry::Config::off();
+        Ok((Config::check(raw, Some(files))?, true))
+    }
+
+    /// The outputs that are copied out.
+    fn targets(&self) -> Vec<Target> {
+        let wanted = [
+            (Topic::Features, &self.features),
+            (Topic::Examples, &self.examples),
+            (Topic::DeadLetters, &self.dead_letters),
+        ];
+        let target =
+            |(topic, path): (Topic, &Option<PathBuf>)| path.clone().map(|path| Target { topic, path });
+        wanted.into_iter().filter_map(target).collect()
+    }
+
+    /// The input files, which no output may overwrite.
+    fn inputs(&self) -> Vec<PathBuf> {
+        [&self.interactions, &self.items, &self.candidates].into_iter().flatten().cloned().collect()
+    }
+}
+
+/// A flag that SIGTERM and SIGINT raise: the job ends after the epoch under way.
+fn stop_flag() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+        // A second signal ends the process at once.
+        signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone())
+            .and_then(|_| signal_hook::flag::register(signal, stop.clone()))
+            .map_err(|e| Error::fatal("watch for signals", e, "does the platform allow handlers?"))?;
+    }
+    Ok(stop)
+}
+
+/// Runs the job.
+pub(super) fn run(arguments: &Arguments) -> Result<()> {
+    let (mut config, files) = arguments.config()?;
+    config.listen(arguments.listen.as_deref())?;
+    let targets = arguments.targets();
+    Copies::check(&targets, &arguments.inputs())?;
+    let until_idle = arguments.until_idle || (files && !arguments.follow);
+    let started = Instant::now();
+    let mut observer = Observer::start(&config.telemetry, &config.options.job)?;
+    tell_address(&observer);
+    // Standard input is read and models are loaded here: a signal meanwhile ends the process at once, for
+    // nothing is under way yet.
+    let mut parts = config.parts()?;
+    let stop = stop_flag()?;
+    let mut copies = Copies::open(&targets, &mut *parts.topics, &config.options.names)?;
+    let (semantics, options) = (config.semantics.clone(), config.options.clone());
+    let job = Job::start_unless(parts, semantics, options, &stop, |job| observer.replayed(job))?;
+    let mut job = match job {
+        Started::Running(job) => *job,
+        Started::Stopped { replayed, recorded } => {
+            eprintln!(
+                "run: stopped after {replayed} of {recorded} recorded epochs; nothing is lost, the next start replays them"
+            );
+            return Ok(());
+        }
+    };
+    observer.started(&job);
+    warn_untrained(&job);
+    copies.start(job.topics())?;
+    let mut open = copies.copy(job.totals())?;
+    let mut reporter = Reporter::new("run");
+    let mut closed = Instant::now();
+    while open && !stop.load(Ordering::Relaxed) {
+        if until_idle && job.idle()? {
+            break;
+        }
+        // Input is gathered for an interval, so that a trickle doesn't make an epoch a record; the LLM
+        // and the encoder don't wait for it.
+        while closed.elapsed() < config.interval && !stop.load(Ordering::Relaxed) {
+            job.journal()?;
+            observer.turn();
+            std::thread::sleep(IDLE);
+        }
+        let step = job.step(IDLE)?;
+        if step.epoch.is_some() {
+            closed = Instant::now();
+        }
+        observer.step(&mut job, &step);
+        open = copies.copy(job.totals())?;
+        reporter.report(&job);
+    }
+    // Answers under way were paid for: they are waited for and journaled, for a while.
+    job.drain(config.drain)?;
+    observer.finish(&mut job);
+    if open {
+        let totals = job.totals();
+        open = copies.finish(job.topics(), totals)?;
+    }
+    reporter.finish(&job);
+    if !open {
+        eprintln!("run: nobody reads standard output any more, stopped after epoch {}", job.committed());
+    }
+    let judged = job.judgements();
+    let refused: Vec<String> =
+        judged.dead_letters.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
+    let refused = if refused.is_empty() { "none".to_owned() } else { refused.join(", ") };
+    eprintln!(
+        "run: {} of {} interactions accepted, dead letters: {refused}",
+        judged.accepted, judged.interactions
+    );
+    let summary = Summary::of(&job, started.elapsed().as_secs_f64());
+    if let Some(path) = &arguments.summary {
+        demo::write_json(path, &summary)?;
+    }
+    Ok(())
+}
+
+/// Says where the status page is, if anywhere.
+pub fn tell_address(observer: &Observer) {
+    if let Some(address) = observer.address() {
+        eprintln!("the status page is http://{address}/, metrics are http://{address}/metrics");
+    }
+}
+
+/// Says loudly that vectors of untrained weights carry no learned meaning.
+pub fn warn_untrained(job: &Job) {
+    if job.actives().ict_weights.starts_with("untrained-") {
+        eprintln!(
+            "warning: the ICT weights are untrained ({}): the vectors are exact, and no ranker gains by them yet",
+            job.actives().ict_weights
+        );
+    }
+}

@@ -1,0 +1,10 @@
+//! The command line, by the binary itself.
+#![allow(clippy::unwrap_used)]
+
+mod check;
+mod demo;
+mod explain;
+mod files;
+mod signals;
+mod support;
+mod tail;
