@@ -257,8 +257,8 @@ impl Judge {
                     offset: record.offset,
                     stage: "accept".to_owned(),
                     reason: reason.word().to_owned(),
+                    payload: record.raw().map(<[u8]>::to_vec),
                     key: record.key,
-                    payload: record.value,
                 });
             }
         }
