@@ -19,6 +19,7 @@ pub mod kafka;
 pub mod llm;
 pub mod local;
 pub mod points;
+pub mod registry;
 pub mod secret;
 pub mod topics;
 
