@@ -9,6 +9,10 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+/// So many unknown ids at a time are asked again after a pause. Of more than that a lagging replica
+/// isn't the reason, and whoever sends made-up ids must not hold the log up with pauses.
+const CONFIRMED: usize = 16;
+
 /// How each id's values are read, fetched at first use.
 pub(super) struct Schemas {
     client: Client,
@@ -65,6 +69,12 @@ impl Schemas {
         Schemas { client, kept: Mutex::default() }
     }
 
+    /// How many ids are taken as unknown now.
+    fn unknown(&self) -> usize {
+        let (kept, now) = (self.kept.lock().unwrap_or_else(PoisonError::into_inner), Instant::now());
+        kept.entries.values().filter(|entry| entry.until.is_some_and(|until| until > now)).count()
+    }
+
     pub(super) fn client(&self) -> &Client {
         &self.client
     }
@@ -82,7 +92,7 @@ impl Schemas {
         }
         let config = self.client.config();
         let mut found = self.client.schema(id)?;
-        if found == Found::Unknown {
+        if found == Found::Unknown && self.unknown() < CONFIRMED {
             // A replica of the registry may lag behind the one that gave the id away.
             std::thread::sleep(config.pause(1, None));
             found = self.client.schema(id)?;

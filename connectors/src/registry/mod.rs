@@ -21,7 +21,7 @@
 //!   most `retries` times, with pauses from `retry_pause_ms` that double up to 10 s, or longer ones that
 //!   the registry asks for, within the same 10 s. Then it is `Fatal`, never a dead letter: a registry
 //!   that is down says nothing about a record. An id that it doesn't know is asked once more after a
-//!   pause, then taken as unknown for `unknown_id_ms`. Nobody can interrupt the waiting.
+//!   pause (16 ids at a time), then taken as unknown for `unknown_id_ms`. Nobody can interrupt the waiting.
 //! * **Limits**: every wait by `connect_timeout_ms` and `timeout_ms`, a schema by `max_schema_bytes`, the
 //!   kept ones by `cache_schemas`, an allocation while a datum is read by 64 MiB, the registry's words in
 //!   an error by 500 characters. A schema that refers to other subjects, or that contains itself, isn't

@@ -14,6 +14,7 @@ use ictflow_connectors::llm::prompt::Prompt;
 use ictflow_connectors::llm::template::Template;
 use ictflow_connectors::llm::validate::Validator;
 use ictflow_connectors::local::{self, Local};
+use ictflow_connectors::registry::{self, Registered};
 use ictflow_connectors::topics::Topics;
 use ictflow_connectors::{Error, Result};
 use ictflow_operators::ict::{Shape, Weights, untrained};
@@ -154,8 +155,15 @@ impl Config {
         let distinct: BTreeSet<&str> = Topic::ALL.into_iter().map(|topic| names.of(topic)).collect();
         require(distinct.len() == Topic::ALL.len(), "topics.names gives one name to two topics");
         require(!distinct.contains(""), "topics.names has an empty name");
+        require(
+            raw.registry.is_none() || files.is_none(),
+            "[registry] is given and the inputs are files, whose lines are JSON",
+        );
         if let Some(kafka) = &raw.topics.kafka {
             problems.extend(kafka.problems());
+        }
+        if let Some(registry) = &raw.registry {
+            problems.extend(registry.problems());
         }
         if !problems.is_empty() {
             return Err(Error::fatal(
@@ -185,8 +193,44 @@ impl Config {
         })
     }
 
-    /// The store of the topics. `read_only` for programs beside a running job.
+    /// The store of the topics, behind the schema registry where one is configured. `read_only` for
+    /// programs beside a running job.
     pub fn topics(&self, read_only: bool) -> Result<Box<dyn Topics>> {
+        let store = self.store(read_only)?;
+        Ok(match &self.raw.registry {
+            Some(registry) => {
+                let roles = self.options.names.roles();
+                Box::new(Registered::open(store, registry.clone(), roles, read_only)?)
+            }
+            None => store,
+        })
+    }
+
+    /// Checks the schema registry, where one is configured: whether it answers, whether the newest
+    /// schemas of the inputs can be read, and whether ours may stand on the topics that the job writes.
+    /// Warnings are logged. Registers nothing.
+    ///
+    /// # Errors
+    /// `Fatal` with every problem, each with its topic, field and reason; or where the registry can't be
+    /// asked.
+    pub fn check_registry(&self) -> Result<()> {
+        let Some(config) = &self.raw.registry else { return Ok(()) };
+        let client = registry::Client::new(config.clone())?;
+        let found = registry::check_compatibility(&client, &self.options.names.roles())?;
+        for warning in &found.warnings {
+            tracing::warn!(warning, "some records may be unreadable");
+        }
+        if found.problems.is_empty() {
+            return Ok(());
+        }
+        Err(Error::fatal(
+            "check the schema registry",
+            found.problems.join("; "),
+            "records of such a schema become dead letters: change the producers, or name other topics",
+        ))
+    }
+
+    fn store(&self, read_only: bool) -> Result<Box<dyn Topics>> {
         if let Some(kafka) = &self.raw.topics.kafka {
             return Ok(Box::new(Kafka::connect(kafka.clone())?));
         }
@@ -353,6 +397,37 @@ mod tests {
             let config = Config::check(raw, None).unwrap_or_else(|e| panic!("{e}"));
             assert_eq!(config.options.job, "ictflow");
         }
+    }
+
+    #[test]
+    fn the_commented_registry_of_the_example_files_holds_the_defaults() {
+        for text in [
+            include_str!("../../../deploy/config/local.toml"),
+            include_str!("../../../deploy/config/kafka.toml"),
+        ] {
+            let from = text.find("# [registry]").unwrap();
+            // A second mark stays: those keys have no default.
+            let section: Vec<&str> =
+                text[from..].lines().take_while(|line| !line.is_empty()).map(|l| &l[2..]).collect();
+            let registry = raw(&section.join("\n")).registry.unwrap();
+            let default = registry::Config { url: registry.url.clone(), ..registry::Config::default() };
+            assert_eq!(registry, default);
+            let keys = toml::Table::try_from(&registry).unwrap();
+            for key in keys.keys() {
+                assert!(section.iter().any(|line| line.starts_with(key)), "{key} isn't in the file");
+            }
+            assert!(registry.problems().is_empty());
+        }
+    }
+
+    #[test]
+    fn a_registry_goes_with_topics_and_not_with_files() {
+        let text = "[registry]\nurl = 'http://127.0.0.1:1'";
+        assert!(Config::check(raw(text), None).is_ok());
+        let error = Config::check(raw(text), Some(InputFiles::default())).unwrap_err().to_string();
+        assert!(error.contains("[registry]"), "{error}");
+        let error = Config::check(raw("[registry]\nretries = 101"), None).unwrap_err().to_string();
+        assert!(error.contains("registry.url") && error.contains("registry.retries"), "{error}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The configuration as the TOML file writes it. Parsing does no I/O and checks nothing but names
 //! and types; an unknown key is an error.
 
-use ictflow_connectors::kafka;
+use ictflow_connectors::{kafka, registry};
 use ictflow_schemas::config::Semantics;
 use ictflow_schemas::topic::Topic;
 use serde::Deserialize;
@@ -22,6 +22,8 @@ pub struct Raw {
     pub ict: Ict,
     /// The job's name. It names the transactional writers: one running process a name.
     pub job: Option<String>,
+    /// `[registry]`: values are framed by a schema registry. Without it they are single-object Avro.
+    pub registry: Option<registry::Config>,
     /// Every value that decides an output.
     pub semantics: Semantics,
     /// The folder of this job's files: the `local` topics, the accounting file.

@@ -2,4 +2,5 @@
 
 pub mod kafka;
 pub mod oracle;
+pub mod registry;
 pub mod world;

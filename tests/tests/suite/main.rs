@@ -6,3 +6,4 @@ mod generator;
 mod kafka_job;
 mod kafka_topics;
 mod parity;
+mod registry;
