@@ -324,7 +324,7 @@ fn a_registry_that_is_down_stops_the_job_and_makes_no_dead_letter() {
     assert_eq!(job.judgements().accepted, 6);
     // A new one does. The job stops; nothing of the record is lost or refused.
     let other = double.put("interactions-value", &ours(Topic::Interactions).replace("One event", "An event"));
-    put(&world, &events("u", &["b"], NOW + 800_000), Some(other));
+    put(&world, &events("u", &["a"], NOW + 800_000), Some(other));
     let error = job.run_until_idle(|_| {}).unwrap_err().to_string();
     assert!(
         error.contains(&format!("read schema {other}")) && error.contains("is the registry up?"),
@@ -521,4 +521,23 @@ fn credentials_go_by_reference_and_schemas_need_not_be_registered_by_the_job() {
     double.requests();
     world.try_topics(true).unwrap();
     assert_eq!(double.requests(), Vec::<String>::new());
+}
+
+#[test]
+fn a_schema_is_read_up_to_its_limit() {
+    let double = Double::start();
+    let client = registry::client(&Config { max_schema_bytes: 1_000, ..registry::config(double.url()) });
+    let sized = |bytes: usize| {
+        let schema = |doc: &str| format!(r#"{{"type":"record","name":"R","doc":"{doc}","fields":[]}}"#);
+        schema(&"x".repeat(bytes - schema("").len()))
+    };
+    for (bytes, fits) in [(1_000, true), (1_001, false), (5_000_000, false)] {
+        let id = double.put("x-value", &sized(bytes));
+        let found = client.schema(id).unwrap();
+        assert_eq!(matches!(&found, Found::Schema(stored) if stored.text.len() == bytes), fits, "{bytes}");
+        assert_eq!(found == Found::TooLarge, !fits, "{bytes}");
+        assert_eq!(client.latest("x-value").unwrap(), found);
+    }
+    assert_eq!(client.schema(NO_ID).unwrap(), Found::Unknown);
+    assert_eq!(client.latest("y-value").unwrap(), Found::Unknown);
 }
