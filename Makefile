@@ -37,6 +37,7 @@ models: toolchain
 tools:
 	@deploy/test-tools.sh
 	@deploy/kafka-jars.sh >/dev/null
+	@deploy/registry-app.sh >/dev/null
 
 # What every build needs: compilers, Python, Rust. Checked each time, installed where missing.
 toolchain:

@@ -2,6 +2,7 @@
 """A reader of the feature topic: keeps the newest vector of every live pair.
 
     python3 deploy/reader.py --bootstrap 127.0.0.1:9092 --topic features [--until-end]
+    python3 deploy/reader.py --registry http://127.0.0.1:8081   # values framed by a schema registry
     ictflow tail --state DIR | python3 deploy/reader.py --stdin
 
 What a subscriber has to do, and why:
@@ -20,6 +21,7 @@ import json
 import os
 import struct
 import sys
+import urllib.request
 from pathlib import Path
 
 WIRE = Path(__file__).resolve().parent.parent / "schemas" / "wire"
@@ -40,13 +42,15 @@ def parts(key):
 
 
 class Values:
-    """Single-object Avro: the marker C3 01, the writer schema's fingerprint (8 bytes), the datum."""
+    """Single-object Avro: the marker C3 01, the writer schema's fingerprint (8 bytes), the datum. With a registry
+    also its framing: a zero byte, the writer schema's id (u32 big-endian), the datum."""
 
-    def __init__(self):
+    def __init__(self, registry=None):
         import fastavro
         from fastavro.schema import fingerprint, to_parsing_canonical_form
 
-        self.read = fastavro.schemaless_reader
+        self.parse, self.read = fastavro.parse_schema, fastavro.schemaless_reader
+        self.registry, self.ids = registry, {}
         self.versions, self.newest = {}, None
         files = WIRE.glob("features.v*.avsc")
         for file in sorted(files, key=lambda file: int(file.name.split(".")[1][1:])):
@@ -57,17 +61,33 @@ class Values:
 
     def decode(self, value):
         """A value of any version, as the newest one."""
+        if value[:1] == b"\0" and len(value) > 5:
+            (number,) = struct.unpack_from(">I", value, 1)
+            return self.read(io.BytesIO(value[5:]), self.of_registry(number), self.newest)
         schema = self.versions.get(value[2:10])
         if value[:2] != MARKER or schema is None:
             raise ValueError(f"a value with another framing or a newer schema: it starts with {value[:10].hex()}")
         return self.read(io.BytesIO(value[10:]), schema, self.newest)
 
+    def of_registry(self, number):
+        """The schema of an id. The registry never changes one, so each is asked for once."""
+        if self.registry is None:
+            raise ValueError("values are framed by a schema registry: give its URL with --registry")
+        if number not in self.ids:
+            url = f"{self.registry.rstrip('/')}/schemas/ids/{number}"
+            try:
+                with urllib.request.urlopen(url, timeout=10) as answer:
+                    self.ids[number] = self.parse(json.loads(json.load(answer)["schema"]))
+            except OSError as error:
+                raise ValueError(f"{url}: {error}") from error
+        return self.ids[number]
 
-def from_kafka(bootstrap, topic, until_end):
+
+def from_kafka(bootstrap, topic, until_end, registry):
     """(key, value, headers) of committed records, from the beginning."""
     from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
-    values = Values()
+    values = Values(registry)
     consumer = Consumer(
         {
             "bootstrap.servers": bootstrap,
@@ -117,7 +137,9 @@ def from_lines(lines):
 
 
 def run(options):
-    records = from_lines(sys.stdin) if options.stdin else from_kafka(options.bootstrap, options.topic, options.until_end)
+    records = from_lines(sys.stdin) if options.stdin else from_kafka(
+        options.bootstrap, options.topic, options.until_end, options.registry
+    )
     vectors, newest = {}, {}
     try:
         for key, value, headers in records:
@@ -144,6 +166,7 @@ def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--bootstrap", default="127.0.0.1:9092")
     options.add_argument("--topic", default="features")
+    options.add_argument("--registry", help="the base URL of the schema registry that frames the values")
     options.add_argument("--until-end", action="store_true", help="stop at the end of every partition")
     options.add_argument("--stdin", action="store_true", help="read lines of `ictflow tail`")
     options.add_argument("--quiet", action="store_true", help="print the last state only")

@@ -20,6 +20,7 @@ pub mod llm;
 pub mod local;
 pub mod points;
 pub mod qdrant;
+pub mod registry;
 pub mod secret;
 pub mod telemetry;
 pub mod topics;

@@ -38,10 +38,31 @@ impl Resolved {
         &self.0
     }
 
-    /// The value of an `Authorization` header with this as the bearer's token.
-    pub fn bearer(&self) -> Resolved {
+    /// The value of an `Authorization` header that gives this secret as a bearer token.
+    pub fn bearer_authorization(&self) -> Resolved {
         Resolved(format!("Bearer {}", self.0))
     }
+
+    /// The value of an `Authorization` header that gives this secret as a user's password.
+    pub fn basic_authorization(&self, user: &str) -> Resolved {
+        Resolved(format!("Basic {}", base64(format!("{user}:{}", self.0).as_bytes())))
+    }
+}
+
+/// Base64 with padding.
+fn base64(bytes: &[u8]) -> String {
+    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for group in bytes.chunks(3) {
+        let byte = |at: usize| u32::from(group.get(at).copied().unwrap_or(0));
+        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
+        for at in 0..4 {
+            // A group of n bytes fills n + 1 letters.
+            let letter = LETTERS[(bits >> (18 - 6 * at) & 63) as usize];
+            out.push(if at <= group.len() { letter.into() } else { '=' });
+        }
+    }
+    out
 }
 
 impl Secret {
@@ -98,5 +119,25 @@ fn open_mode(file: &Path) -> Option<u32> {
     {
         let _ = file;
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn authorizations_are_what_the_headers_want_and_print_nothing() {
+        for (text, wanted) in
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")]
+        {
+            assert_eq!(base64(text.as_bytes()), wanted);
+        }
+        assert_eq!(base64(&[0xfb, 0xff, 0xfe]), "+//+");
+        let secret = Resolved("open sesame".to_owned());
+        // The example of RFC 7617.
+        assert_eq!(secret.basic_authorization("Aladdin").expose(), "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==");
+        assert_eq!(secret.bearer_authorization().expose(), "Bearer open sesame");
+        assert_eq!(format!("{:?}", secret.bearer_authorization()), "[redacted]");
     }
 }

@@ -23,6 +23,11 @@ impl Names {
         Names(Topic::ALL.into_iter().map(|topic| (topic, name(topic))).collect())
     }
 
+    /// The topics by their names on the store.
+    pub fn roles(&self) -> BTreeMap<String, Topic> {
+        self.0.iter().map(|(topic, name)| (name.clone(), *topic)).collect()
+    }
+
     /// The name of a topic.
     pub fn of(&self, topic: Topic) -> &str {
         &self.0[&topic]

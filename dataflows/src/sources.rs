@@ -290,8 +290,8 @@ impl Judge {
                     offset: record.offset,
                     stage: "accept".to_owned(),
                     reason: reason.word().to_owned(),
+                    payload: record.raw().map(<[u8]>::to_vec),
                     key: record.key,
-                    payload: record.value,
                 };
                 // A dead letter always fits the store; what is cut off stands at its position.
                 letter.cut(self.semantics.max_record_bytes);

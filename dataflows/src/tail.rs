@@ -2,7 +2,8 @@
 //!
 //! One line: topic, partition, offset, timestamp, key, headers, value. A key is text for inputs and
 //! `cot`, the array of its framed parts for the others; a value that doesn't decode is null, with its
-//! bytes as hex under `undecodable`. With `--raw` the bytes of every value stand under `raw`.
+//! bytes as hex under `undecodable`. With `--raw` the bytes of every value stand under `raw`. Both are
+//! the bytes that stand on the topic, the registry's framing included.
 
 use ictflow_schemas::candidates::Candidates;
 use ictflow_schemas::cot::CotRecord;
@@ -36,13 +37,12 @@ pub fn line(topic: Topic, name: &str, record: &Record, format: Format, raw: bool
         None => line.insert("value".into(), Value::Null),
         Some(Ok(value)) => line.insert("value".into(), value),
         Some(Err(_)) => {
-            let bytes = record.value.as_deref().unwrap_or_default();
-            line.insert("undecodable".into(), json!(hex(bytes)));
+            line.insert("undecodable".into(), json!(record.raw().map(hex)));
             line.insert("value".into(), Value::Null)
         }
     };
     if raw {
-        line.insert("raw".into(), json!(record.value.as_deref().map(hex)));
+        line.insert("raw".into(), json!(record.raw().map(hex)));
     }
     Value::Object(line)
 }

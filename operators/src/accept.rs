@@ -174,10 +174,10 @@ fn fields_digest(interaction: &Interaction) -> [u8; 32] {
     ictflow_schemas::framing::digest(ictflow_schemas::framing::Domain::Identity, &frame).0
 }
 
-/// Refuses a record of more than `max_record_bytes`, key and value together, before it is decoded.
+/// Refuses a record of more than `max_record_bytes`, key and value together as they stand on the topic.
 fn sized(record: &Record, semantics: &Semantics) -> Result<(), Reason> {
-    let length = |bytes: &Option<Vec<u8>>| bytes.as_ref().map_or(0, Vec::len);
-    let size = length(&record.key).saturating_add(length(&record.value));
+    let length = |bytes: Option<&[u8]>| bytes.map_or(0, <[u8]>::len);
+    let size = length(record.key.as_deref()).saturating_add(length(record.raw()));
     if size > semantics.max_record_bytes { Err(Reason::Oversized) } else { Ok(()) }
 }
 

@@ -84,6 +84,7 @@ fn records(raws: &[Raw]) -> Vec<Record> {
             timestamp: Some(now),
             key: Some(user.into_bytes()),
             value: Some(interaction.encode()),
+            framed: None,
             headers: Vec::new(),
         });
     }

@@ -100,10 +100,20 @@ pub struct Record {
     pub timestamp: Option<i64>,
     /// The raw key.
     pub key: Option<Vec<u8>>,
-    /// The raw value; `None` is a tombstone.
+    /// The value, in the format of its topic; `None` is a tombstone.
     pub value: Option<Vec<u8>>,
+    /// The value as it stood on the topic, where it came in another framing and `value` is what it
+    /// says in ours; `None` where `value` itself is what stood there.
+    pub framed: Option<Vec<u8>>,
     /// Headers in their order.
     pub headers: Vec<(String, Vec<u8>)>,
+}
+
+impl Record {
+    /// The value's bytes as they stood on the topic; `None` is a tombstone.
+    pub fn raw(&self) -> Option<&[u8]> {
+        self.framed.as_deref().or(self.value.as_deref())
+    }
 }
 
 /// A record to be written.

@@ -28,6 +28,36 @@ pub use apache_avro::serde::bytes_opt as optional_bytes;
 const MARKER: [u8; 2] = [0xC3, 0x01];
 const HEADER: usize = 10;
 
+/// The CRC-64-AVRO fingerprint of a schema's canonical form, little-endian. Schemas with the same
+/// fingerprint write the same bytes: docs, defaults and logical types don't count.
+pub fn fingerprint(schema: &Schema) -> [u8; 8] {
+    let print = schema.fingerprint::<Rabin>();
+    let mut bytes = [0; 8];
+    bytes.copy_from_slice(&print.bytes);
+    bytes
+}
+
+/// Every version of a topic's schema, newest last; there is at least one.
+pub fn versions(topic: Topic) -> &'static [Version] {
+    &codec(topic).versions
+}
+
+/// Puts the single-object header before a datum.
+pub fn single_object(fingerprint: [u8; 8], datum: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(HEADER + datum.len());
+    out.extend_from_slice(&MARKER);
+    out.extend_from_slice(&fingerprint);
+    out.extend_from_slice(datum);
+    out
+}
+
+/// The fingerprint and the datum of a single-object value; `None` where it has no such header.
+pub fn split_single_object(value: &[u8]) -> Option<([u8; 8], &[u8])> {
+    let (header, datum) = value.split_at_checked(HEADER)?;
+    let fingerprint = header.strip_prefix(&MARKER)?.try_into().ok()?;
+    Some((fingerprint, datum))
+}
+
 /// Why a value could not be read. It is poison: the record can never be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
@@ -42,13 +72,24 @@ pub enum WireError {
     Datum(String),
 }
 
+/// One version of a topic's schema.
+#[derive(Clone, Copy, Debug)]
+pub struct Version {
+    /// The CRC-64-AVRO fingerprint, little-endian, as values carry it.
+    pub fingerprint: [u8; 8],
+    /// The schema.
+    pub schema: &'static Schema,
+    /// The text of its file in `schemas/wire`.
+    pub source: &'static str,
+}
+
 /// The schemas of one topic: every version, newest last.
 struct Codec {
-    versions: Vec<([u8; 8], &'static Schema)>,
+    versions: Vec<Version>,
 }
 
 impl Codec {
-    fn new(sources: &[&str]) -> Self {
+    fn new(sources: &[&'static str]) -> Self {
         // A damaged length in a small value must not ask for more memory than any record has. It is a
         // setting of the process; the first call counts.
         apache_avro::util::max_allocation_bytes(crate::limits::RECORD_BYTES);
@@ -57,16 +98,14 @@ impl Codec {
             .map(|source| {
                 // The schemas are compiled in, and a test parses each: this cannot fail at run time.
                 let schema = Schema::parse_str(source).expect("a schema of schemas/wire parses");
-                let print = schema.fingerprint::<Rabin>();
-                let mut bytes = [0; 8];
-                bytes.copy_from_slice(&print.bytes);
-                (bytes, &*Box::leak(Box::new(schema)))
+                let fingerprint = fingerprint(&schema);
+                Version { fingerprint, schema: &*Box::leak(Box::new(schema)), source }
             })
             .collect();
         Codec { versions }
     }
 
-    fn newest(&self) -> &([u8; 8], &'static Schema) {
+    fn newest(&self) -> &Version {
         self.versions.last().expect("a topic has at least one schema")
     }
 }
@@ -114,10 +153,10 @@ pub trait Wire: Serialize + DeserializeOwned {
 
     /// The value as single-object Avro under the newest schema.
     fn encode(&self) -> Vec<u8> {
-        let (print, schema) = codec(Self::TOPIC).newest();
+        let Version { fingerprint, schema, .. } = codec(Self::TOPIC).newest();
         let mut out = Vec::with_capacity(128);
         out.extend_from_slice(&MARKER);
-        out.extend_from_slice(print);
+        out.extend_from_slice(fingerprint);
         // Both can only fail where type and schema differ, which the golden test of each type rules out.
         GenericDatumWriter::builder(schema)
             .build()
@@ -128,17 +167,12 @@ pub trait Wire: Serialize + DeserializeOwned {
 
     /// Reads single-object Avro of any version of the topic's schema.
     fn decode(bytes: &[u8]) -> Result<Self, WireError> {
-        let header = bytes.get(..HEADER).ok_or(WireError::Marker)?;
-        if header[..2] != MARKER {
-            return Err(WireError::Marker);
-        }
-        let (_, schema) = codec(Self::TOPIC)
-            .versions
+        let (fingerprint, mut datum) = split_single_object(bytes).ok_or(WireError::Marker)?;
+        let version = versions(Self::TOPIC)
             .iter()
-            .find(|(print, _)| header[2..] == print[..])
-            .ok_or_else(|| WireError::Fingerprint(crate::framing::hex(&header[2..])))?;
-        let mut datum = &bytes[HEADER..];
-        let record = GenericDatumReader::builder(schema)
+            .find(|version| version.fingerprint == fingerprint)
+            .ok_or_else(|| WireError::Fingerprint(crate::framing::hex(&fingerprint)))?;
+        let record = GenericDatumReader::builder(version.schema)
             .build()
             .and_then(|reader| reader.read_deser(&mut datum))
             .map_err(|e| WireError::Datum(e.to_string()))?;

@@ -39,6 +39,7 @@ pub(super) fn raw(offset: i64, line: &[u8]) -> Record {
         timestamp: None,
         key: None,
         value: Some(line.to_vec()),
+        framed: None,
         headers: Vec::new(),
     }
 }
@@ -56,6 +57,7 @@ fn parse(offset: i64, line: &[u8]) -> Option<Record> {
         timestamp: form.timestamp.filter(|&timestamp| timestamp != -1),
         key: form.key.map(|key| key.into_owned().into_bytes()),
         value: (value != "null").then(|| value.as_bytes().to_vec()),
+        framed: None,
         headers: Vec::new(),
     })
 }

@@ -63,6 +63,7 @@ fn good(offset: i64, key: &str, value: &str) -> Record {
         timestamp: None,
         key: Some(key.into()),
         value: Some(value.into()),
+        framed: None,
         headers: Vec::new(),
     }
 }

@@ -263,6 +263,7 @@ fn record(message: &BorrowedMessage<'_>, with_headers: bool) -> Record {
         timestamp,
         key: message.key().map(<[u8]>::to_vec),
         value: message.payload().map(<[u8]>::to_vec),
+        framed: None,
         headers,
     }
 }

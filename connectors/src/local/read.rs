@@ -127,7 +127,7 @@ fn record(row: &Row<'_>, partition: u32, context: &str) -> Result<(Record, usize
         })?,
     };
     let timestamp = (timestamp != -1).then_some(timestamp);
-    Ok((Record { partition, offset, timestamp, key, value, headers }, size))
+    Ok((Record { partition, offset, timestamp, key, value, framed: None, headers }, size))
 }
 
 impl topics::Reader for Reader {

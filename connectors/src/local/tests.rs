@@ -81,6 +81,7 @@ fn records_come_back_whole_and_in_order() {
             timestamp: Some(-5),
             key: full.key,
             value: full.value,
+            framed: None,
             headers: full.headers,
         }
     );

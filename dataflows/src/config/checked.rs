@@ -19,6 +19,7 @@ use ictflow_connectors::llm::validate::Validator;
 use ictflow_connectors::local::{self, Local};
 use ictflow_connectors::points::Points;
 use ictflow_connectors::qdrant::Qdrant;
+use ictflow_connectors::registry::{self, Registered};
 use ictflow_connectors::topics::Topics;
 use ictflow_connectors::{Error, Result};
 use ictflow_operators::ict::{Shape, Weights, untrained};
@@ -151,7 +152,10 @@ impl Config {
     /// # Errors
     /// `Fatal` with every problem, each with its key.
     pub fn check(raw: Raw, files: Option<InputFiles>) -> Result<Self> {
-        let problems = Config::problems(&raw);
+        let mut problems = Config::problems(&raw);
+        if raw.registry.is_some() && files.is_some() {
+            problems.push("[registry] is given and the inputs are files, whose lines are JSON".to_owned());
+        }
         if !problems.is_empty() {
             return Err(Error::fatal(
                 "check the configuration",
@@ -222,6 +226,9 @@ impl Config {
                      lower these"
                 ));
             }
+        }
+        if let Some(registry) = &raw.registry {
+            problems.extend(registry.problems());
         }
         if let Some(qdrant) = &raw.qdrant {
             problems.extend(qdrant.problems());
@@ -296,8 +303,44 @@ impl Config {
             .map_err(|problem| Error::fatal("read --listen", problem, "give host:port, or off"))
     }
 
-    /// The store of the topics. `read_only` for programs beside a running job.
+    /// The store of the topics, behind the schema registry where one is configured. `read_only` for
+    /// programs beside a running job.
     pub fn topics(&self, read_only: bool) -> Result<Box<dyn Topics>> {
+        let store = self.store(read_only)?;
+        Ok(match &self.raw.registry {
+            Some(registry) => {
+                let roles = self.options.names.roles();
+                Box::new(Registered::open(store, registry.clone(), roles, read_only)?)
+            }
+            None => store,
+        })
+    }
+
+    /// Checks the schema registry, where one is configured: whether it answers, whether the newest
+    /// schemas of the inputs can be read, and whether ours may stand on the topics that the job writes.
+    /// Warnings are logged. Registers nothing.
+    ///
+    /// # Errors
+    /// `Fatal` with every problem, each with its topic, field and reason; or where the registry can't be
+    /// asked.
+    pub fn check_registry(&self) -> Result<()> {
+        let Some(config) = &self.raw.registry else { return Ok(()) };
+        let client = registry::Client::new(config.clone())?;
+        let found = registry::check_compatibility(&client, &self.options.names.roles())?;
+        for warning in &found.warnings {
+            tracing::warn!(warning, "some records may be unreadable");
+        }
+        if found.problems.is_empty() {
+            return Ok(());
+        }
+        Err(Error::fatal(
+            "check the schema registry",
+            found.problems.join("; "),
+            "records of such a schema become dead letters: change the producers, or name other topics",
+        ))
+    }
+
+    fn store(&self, read_only: bool) -> Result<Box<dyn Topics>> {
         if let Some(kafka) = &self.raw.topics.kafka {
             return Ok(Box::new(Kafka::connect(kafka.clone())?));
         }
@@ -524,6 +567,27 @@ mod tests {
         let (generators, _) = Config::check(raw(&both), None).unwrap().generators().unwrap();
         assert_eq!(generators.len(), 4);
         assert_eq!(generators[3].model(), "m");
+    }
+
+    #[test]
+    fn the_commented_registry_of_the_example_files_holds_the_defaults() {
+        for text in [
+            include_str!("../../../deploy/config/local.toml"),
+            include_str!("../../../deploy/config/kafka.toml"),
+        ] {
+            let from = text.find("# [registry]").unwrap();
+            // A second mark stays: those keys have no default.
+            let section: Vec<&str> =
+                text[from..].lines().take_while(|line| !line.is_empty()).map(|l| &l[2..]).collect();
+            let registry = raw(&section.join("\n")).registry.unwrap();
+            let default = registry::Config { url: registry.url.clone(), ..registry::Config::default() };
+            assert_eq!(registry, default);
+            let keys = toml::Table::try_from(&registry).unwrap();
+            for key in keys.keys() {
+                assert!(section.iter().any(|line| line.starts_with(key)), "{key} isn't in the file");
+            }
+            assert!(registry.problems().is_empty());
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! and types; an unknown key is an error.
 
 use ictflow_connectors::llm::openai;
-use ictflow_connectors::{kafka, qdrant, telemetry};
+use ictflow_connectors::{kafka, qdrant, registry, telemetry};
 use ictflow_schemas::config::Semantics;
 use ictflow_schemas::topic::Topic;
 use serde::Deserialize;
@@ -25,6 +25,8 @@ pub struct Raw {
     pub job: Option<String>,
     /// The store of points: `[qdrant]`.
     pub qdrant: Option<qdrant::Config>,
+    /// `[registry]`: values are framed by a schema registry. Without it they are single-object Avro.
+    pub registry: Option<registry::Config>,
     /// Every value that decides an output.
     pub semantics: Semantics,
     /// The folder of this job's files: the `local` topics, the accounting file.

@@ -5,4 +5,5 @@ pub mod http;
 pub mod kafka;
 pub mod oracle;
 pub mod qdrant;
+pub mod registry;
 pub mod world;

@@ -11,6 +11,7 @@ use ictflow_connectors::llm::validate::Validator;
 use ictflow_connectors::llm::{Draft, Generate};
 use ictflow_connectors::local::Local;
 use ictflow_connectors::points::Points;
+use ictflow_connectors::registry::{self, Registered};
 use ictflow_connectors::topics::Topics;
 use ictflow_dataflows::epochs::{read_compacted, read_whole};
 use ictflow_dataflows::job::{Job, Options, Parts};
@@ -84,6 +85,8 @@ pub enum Store {
 pub struct World {
     /// Where the topics live.
     pub store: Store,
+    /// The schema registry that frames the values, if any.
+    pub registry: Option<registry::Config>,
     /// Put before the names of all topics, so that tests share a broker.
     pub prefix: String,
     /// The job's name; its own topics end in it.
@@ -121,6 +124,7 @@ impl World {
     pub fn new(folder: &Path, job: &str, semantics: Semantics, weights: Arc<Vec<u8>>) -> Self {
         World {
             store: Store::Local(folder.join("topics.sqlite")),
+            registry: None,
             prefix: String::new(),
             topics_of: None,
             job: job.to_owned(),
@@ -143,8 +147,24 @@ impl World {
         Names::new(&prefixed.into_iter().collect(), "")
     }
 
-    /// The store.
+    /// The store, behind the registry where there is one.
     pub fn topics(&self) -> Box<dyn Topics> {
+        self.try_topics(false).unwrap()
+    }
+
+    /// The store, or why the registry doesn't let it be opened.
+    pub fn try_topics(&self, read_only: bool) -> ictflow_connectors::Result<Box<dyn Topics>> {
+        let store = self.raw_topics();
+        Ok(match &self.registry {
+            None => store,
+            Some(config) => {
+                Box::new(Registered::open(store, config.clone(), self.names().roles(), read_only)?)
+            }
+        })
+    }
+
+    /// The store as it is, values as they stand on the topics.
+    pub fn raw_topics(&self) -> Box<dyn Topics> {
         match &self.store {
             Store::Local(file) => Box::new(Local::open(file).unwrap()),
             Store::Kafka(config) => Box::new(Kafka::connect((**config).clone()).unwrap()),
@@ -184,7 +204,7 @@ impl World {
         observe: impl FnMut(&Job),
     ) -> ictflow_connectors::Result<Job> {
         let parts = Parts {
-            topics: self.topics(),
+            topics: self.try_topics(false)?,
             formats: BTreeMap::new(),
             generators,
             validator,

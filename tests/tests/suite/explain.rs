@@ -6,7 +6,7 @@ use ictflow_dataflows::explain::{Explanation, Lineage, live_pairs};
 use ictflow_dataflows::job::Job;
 use ictflow_schemas::config::{CotStride, Semantics};
 use ictflow_schemas::cot::{CotRecord, CotStatus, topic_key};
-use ictflow_schemas::framing::{Digest, partition};
+use ictflow_schemas::framing::{Digest, Partitioner};
 use ictflow_schemas::topic::{NewRecord, Topic};
 use ictflow_schemas::wire::{Format, Wire};
 use ictflow_tests::support::world::{self, World, candidates, event, feed, hashed, item, settle, template};
@@ -118,7 +118,7 @@ fn a_stale_demonstration_shows_the_text_that_was_used_and_the_prompt_that_asked_
     };
     let record = NewRecord {
         topic: world.names().of(Topic::Cot).to_owned(),
-        partition: partition(b"u1", world.partitions),
+        partition: Partitioner::Murmur2.partition(b"u1", world.partitions),
         timestamp: None,
         key: Some(topic_key(CotStatus::Ok, &Digest([7; 32]))),
         value: Some(newer.encode()),

@@ -11,4 +11,5 @@ mod kafka_topics;
 mod parity;
 mod qdrant_job;
 mod qdrant_points;
+mod registry;
 mod telemetry;

@@ -168,7 +168,7 @@ fn client(config: &Config) -> Result<Http> {
         timeout: Duration::from_millis(config.timeout_ms),
         max_answer_bytes: config.max_answer_bytes,
     };
-    Http::new(&config.base_url, key.map(|key| key.bearer()), limits)
+    Http::new(&config.base_url, key.map(|key| key.bearer_authorization()), limits)
 }
 
 fn is_loopback(url: &str) -> bool {
