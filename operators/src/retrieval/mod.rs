@@ -16,6 +16,10 @@
 //! and a pure function of the logs.
 
 pub mod global;
+mod split;
+
+#[cfg(test)]
+mod tests;
 
 use crate::catalog::states_of;
 use crate::clock::Clock;
@@ -30,6 +34,7 @@ use ictflow_schemas::demonstration::Demonstration;
 use ictflow_schemas::history::History;
 use ictflow_schemas::vector::VectorSum;
 use serde::{Deserialize, Serialize};
+use split::SplitSum;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -89,6 +94,8 @@ struct User {
     /// The pairs of the user with their best demonstrations, `None` where not computed.
     pairs: HashMap<Id, Option<Best>>,
     view: Arc<UserView>,
+    /// The view's text, as rows are computed from it.
+    text: SplitSum,
     row: UserRow,
     /// Whether `view` and `row` stand.
     ready: bool,
@@ -269,7 +276,8 @@ impl Retrieval {
             UserView { history: state.history.clone(), items, text }
         };
         state.ready = !state.pairs.is_empty();
-        state.row = if state.ready { UserRow::new(&view.text, &self.pool) } else { UserRow::default() };
+        state.text = SplitSum::new(&view.text);
+        state.row = if state.ready { UserRow::new(&state.text, &self.pool) } else { UserRow::default() };
         let view = Arc::new(view);
         let old = std::mem::replace(&mut state.view, view.clone());
         for (item, _) in &old.items {
@@ -284,7 +292,7 @@ impl Retrieval {
     fn update_rows(&mut self, added: &BTreeSet<usize>) {
         for slot in added {
             for state in self.users.values_mut().filter(|state| state.ready) {
-                state.row.update(&state.view.text, &self.pool, *slot);
+                state.row.update(&state.text, &self.pool, *slot);
             }
             for (item, target) in &mut self.targets {
                 if let Some(row) = &mut target.row
@@ -324,25 +332,31 @@ impl Retrieval {
     /// each; only the pairs whose best they enter are touched.
     fn offer(&mut self, touched: &mut Touched) {
         let mut improved = Vec::new();
-        for (item, target) in &self.targets {
-            let Some(row) = &target.row else { continue };
-            for user in &target.users {
-                let Some(state) = self.users.get(user) else { continue };
-                let Some(Some(best)) = state.pairs.get(item) else { continue };
-                let pair = (user.clone(), item.clone());
-                if touched.stale.contains(&pair) {
+        for (user, state) in &self.users {
+            for (item, best) in &state.pairs {
+                let Some(best) = best else { continue };
+                let Some(row) = self.targets.get(item).and_then(|target| target.row.as_ref()) else {
                     continue;
-                }
+                };
+                let rows = (&state.row, row);
                 let mut better = None;
                 for slot in &touched.added {
+                    if best.refuses(rows, *slot, &self.pool) {
+                        continue;
+                    }
                     let Some(demonstration) = self.pool.get(*slot) else { continue };
-                    let rows = (&state.row, row);
                     if better.as_ref().unwrap_or(best).accepts(user, item, rows, *slot, demonstration, self.k)
                     {
                         better.get_or_insert_with(|| best.clone()).offer(rows, *slot, demonstration, self.k);
                     }
                 }
-                improved.extend(better.map(|best| (pair, best)));
+                // A pair that was scanned has them already; few come so far.
+                if let Some(better) = better {
+                    let pair = (user.clone(), item.clone());
+                    if !touched.stale.contains(&pair) {
+                        improved.push((pair, better));
+                    }
+                }
             }
         }
         for (pair, best) in improved {
