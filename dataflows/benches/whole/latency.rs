@@ -39,7 +39,7 @@ pub fn measure(arguments: &Arguments, report: &mut Report) -> Fallible<()> {
     ];
     // Runs long enough for any rate are cut from one long input; what isn't used is not appended.
     let most = if arguments.quick { 60_000 } else { 200_000 };
-    let sizes = Sizes { partitions: 1, chunk: 125, chunks: 8, runs: 1, ..throughput::sizes(pool) };
+    let sizes = Sizes { partitions: 1, chunk: 125, chunks: 8, runs: 1, ..throughput::sizes(pool, 100) };
     let script = Script::synthetic(Sizes { runs: most / 8_000 + 1, ..sizes });
     let base = tempfile::tempdir_in(stage::disk()?)?;
     stage::fill(base.path(), &script, &stage::weights()?)?;

@@ -124,6 +124,7 @@ fn run(arguments: &Arguments) -> Fallible<()> {
 
 /// What `cargo test` runs: the smallest section, and that its report is whole.
 fn smoke() -> Fallible<()> {
+    report::check_arithmetic()?;
     let folder = tempfile::tempdir()?;
     let out = folder.path().to_str().ok_or("the temporary folder's name isn't UTF-8")?;
     run(&Arguments::parse_from(["whole", "--quick", "--only", "ict", "--out", out]))?;

@@ -146,10 +146,10 @@ pub fn slope(points: &[(f64, f64)]) -> f64 {
 /// Three significant digits, thousands apart.
 pub fn number(value: f64) -> String {
     let digits = 2 - value.abs().max(1e-9).log10().floor() as i32;
-    if digits > 0 {
+    if digits > 0 && value.fract() != 0.0 {
         return format!("{value:.*}", digits as usize);
     }
-    let step = 10f64.powi(-digits);
+    let step = 10f64.powi((-digits).max(0));
     let whole = ((value / step).round() * step) as i64;
     let text = whole.to_string();
     let mut grouped = String::new();
@@ -160,4 +160,19 @@ pub fn number(value: f64) -> String {
         grouped.push(c);
     }
     grouped
+}
+
+/// Holds the arithmetic of this file against values worked out by hand.
+pub fn check_arithmetic() -> Fallible<()> {
+    let hundred: Vec<f64> = (1..=100).map(f64::from).collect();
+    let texts = [0.001234, 0.5, 3.0, 12.34, 999.4, 18_860.0, 1_234_567.0].map(number);
+    let holds = middle(&[1.0, 2.0, 4.0]) == 2.0
+        && middle(&[1.0, 2.0, 4.0, 9.0]) == 3.0
+        && percentile(&hundred, 0.5) == 50.0
+        && percentile(&hundred, 0.99) == 99.0
+        && percentile(&hundred, 1.0) == 100.0
+        && slope(&[(1.0, 5.0), (2.0, 7.0), (3.0, 9.0)]) == 2.0
+        && slope(&[(0.0, 1.0), (1.0, 0.0), (2.0, 2.0)]) == 0.5
+        && texts == ["0.00123", "0.500", "3", "12.3", "999", "18,900", "1,230,000"];
+    if holds { Ok(()) } else { Err(format!("the report's arithmetic is wrong: {texts:?}").into()) }
 }

@@ -4,7 +4,7 @@
 //! demonstrations (a click), and with live users, live items and pairs (a demonstration).
 
 use crate::ict::item;
-use crate::report::{LONG_RUNS, Report, SHORT_RUNS};
+use crate::report::{LONG_RUNS, Report, SHORT_RUNS, number};
 use crate::script::{Words, Zipf, unit_vector};
 use crate::{Arguments, Fallible};
 use fastrand::Rng;
@@ -31,8 +31,9 @@ pub fn measure(arguments: &Arguments, report: &mut Report) -> Fallible<()> {
     for size in sizes {
         let mut stand = Stand::new(*size);
         let conditions = format!(
-            "{size} demonstrations, {} live pairs, {USERS} users, {ITEMS} items, 1 thread",
-            USERS * PAIRS
+            "{} demonstrations, {} live pairs, 1,000 users, 2,000 items, 1 thread",
+            number(*size as f64),
+            number((USERS * PAIRS) as f64)
         );
         let begun = Instant::now();
         let pairs = stand.publish();

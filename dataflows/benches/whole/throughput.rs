@@ -16,20 +16,20 @@ pub const USERS: usize = 1_000;
 /// Its items.
 pub const ITEMS: usize = 2_000;
 
-/// Examples of a session that have a history, nearly all of 5, over the stride of 10.
-const SESSIONS_A_DEMONSTRATION: usize = 2;
+/// Examples of a session: its impressions, of which nearly all have a history.
+const EXAMPLES: u64 = 5;
 
-/// The sizes of sessions with so many demonstrations: the warm-up fills the pool a little beyond its
-/// limit, so that from then on each new one drives out the oldest.
-pub fn sizes(demonstrations: usize) -> Sizes {
+/// The sizes of sessions with so many demonstrations, of one in `stride` examples each: the warm-up
+/// fills the pool a little beyond its limit, so that from then on each new one drives out the oldest.
+pub fn sizes(demonstrations: usize, stride: u64) -> Sizes {
     Sizes {
         users: USERS,
         items: ITEMS,
-        warm: SESSIONS_A_DEMONSTRATION * demonstrations * 23 / 20 + 4_000,
+        warm: demonstrations * stride as usize / EXAMPLES as usize * 23 / 20 + 4_000,
         chunk: 125,
         chunks: 8,
         runs: SHORT_RUNS,
-        stride: 10,
+        stride,
         demonstrations,
         partitions: 4,
     }
@@ -37,9 +37,11 @@ pub fn sizes(demonstrations: usize) -> Sizes {
 
 pub fn measure(arguments: &Arguments, report: &mut Report) -> Fallible<()> {
     let weights = stage::weights()?;
-    let pools: &[usize] = if arguments.quick { &[500, 5_000] } else { &[500, 5_000, 50_000] };
-    for pool in pools {
-        let mut sizes = sizes(*pool);
+    // A small pool with the paper's stride would be new every few minutes: fewer come then.
+    let pools: &[(usize, u64)] =
+        if arguments.quick { &[(500, 100), (5_000, 10)] } else { &[(500, 100), (5_000, 100), (50_000, 10)] };
+    for (pool, stride) in pools {
+        let mut sizes = sizes(*pool, *stride);
         if *pool > 5_000 {
             (sizes.chunks, sizes.runs) = (4, LONG_RUNS);
         }
@@ -77,9 +79,9 @@ fn run(
                 format!("{} demonstrations are in the pool, not {pool}", job.demonstrations().len()).into()
             );
         }
+        let before = job.demonstrations().clone();
         let epoch = script.runs.first().and_then(|run| run.first()).map_or(0, |chunk| chunk.events);
-        let conditions =
-            format!("{name}, {}, epochs of about {epoch} events", stage::conditions(&job, users, workers));
+        let state = stage::conditions(&job, users, workers);
         let [mut events_wall, mut events_cpu, mut vectors_wall, mut vectors_cpu] = [const { Vec::new() }; 4];
         for chunks in &script.runs {
             let (mut wall, mut cpu, mut events) = (0.0, 0.0, 0);
@@ -98,6 +100,12 @@ fn run(
             vectors_wall.push(vectors / wall);
             vectors_cpu.push(vectors / cpu);
         }
+        let total: usize = script.runs.iter().flatten().map(|chunk| chunk.events).sum();
+        let new = job.demonstrations().difference(&before).count() as f64 * 1e3 / total as f64;
+        let conditions = format!(
+            "{name}, {state}, {} new or other demonstrations in 1,000 interactions, epochs of about {epoch}",
+            crate::report::number(new)
+        );
         let mut add = |what, unit, runs| report.add("throughput", what, &conditions, unit, runs);
         add("interactions", "1/s", events_wall)?;
         add("interactions per core", "1/core-s", events_cpu)?;
