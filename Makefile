@@ -8,7 +8,7 @@ export ICTFLOW_PYTHON ?= $(HOME)/.cache/ictflow/python/bin/python
 CARGO ?= cargo
 BINARY = $(or $(CARGO_TARGET_DIR),target)/release/ictflow
 
-.PHONY: help demo demo-again test build models tools toolchain lint unit suite oracle doc
+.PHONY: help demo demo-again test bench build models tools toolchain lint unit suite oracle doc
 # The prerequisites of a target run one after the other, also under -j: cargo is parallel by itself.
 .NOTPARALLEL:
 
@@ -16,6 +16,7 @@ help:
 	@echo "make demo        MovieLens-100K as streams through the whole pipeline (about 5 minutes after the build)"
 	@echo "make demo-again  a new job over the demo's logs: no call, every vector equal byte for byte"
 	@echo "make test        lints, unit tests, the end-to-end suite on a real Kafka, the oracle's own tests"
+	@echo "make bench       throughput, latency, memory, models and commits, with their spread (BENCH=\"--quick\": 2 minutes)"
 	@echo "make build       the binary, target/release/ictflow"
 	@echo "make doc         the code's documentation"
 	@echo "Parts: models, tools and toolchain set up; lint, unit, suite and oracle test."
@@ -25,6 +26,10 @@ demo: build models
 
 demo-again: build models
 	$(BINARY) demo --again
+
+# Figures for the README: all of them on a quiet machine. BENCH takes the program's options.
+bench: toolchain models
+	$(CARGO) bench --profile release --locked -p ictflow-dataflows --bench whole -- --out $(abspath $(or $(CARGO_TARGET_DIR),target))/bench $(BENCH)
 
 build: toolchain
 	$(CARGO) build --release --locked -p ictflow-dataflows

@@ -4,15 +4,17 @@
 //! of its query and demonstrations ([`crate::ict`]), their ids and scores, the history, the status.
 //! A pure function of what [`crate::retrieval`] gives; bits don't depend on batch or worker count.
 //!
-//! **Memory**: the tokens of the demonstrations in the pool, computed once each.
+//! **Memory**: the tokens of the demonstrations in the pool, computed once each; rows and part, about
+//! 700 B, of every item that a pair or a history of one had since it last changed.
 
 use crate::clock::Clock;
-use crate::ict::{DemonstrationTokens, Prefix, Sample, UserPart, Weights};
+use crate::ict::{DemonstrationTokens, ItemPart, ItemRows, Prefix, Sample, UserPart, Weights};
 use crate::retrieval::{PairUpdate, Retrieved, UserView};
 use crate::staged::{route, staged};
 use crate::{Changes, Epoch};
 use differential_dataflow::VecCollection;
 use ictflow_schemas::Id;
+use ictflow_schemas::catalog::Item;
 use ictflow_schemas::demonstration::Demonstration;
 use ictflow_schemas::epoch::Actives;
 use ictflow_schemas::example::Verdict;
@@ -53,9 +55,22 @@ pub struct Features {
     weights: Arc<Weights>,
     k: usize,
     tokens: HashMap<Uuid, (Arc<Demonstration>, Arc<DemonstrationTokens>)>,
-    /// The size of `tokens` at which demonstrations that left are looked for.
+    /// What the ICT reads of an item in this state.
+    items: HashMap<Id, Parts>,
+    /// The size of `tokens` and `items` at which what left is looked for.
     sweep_at: usize,
 }
+
+/// What is kept of an item's state.
+struct Parts {
+    item: Item,
+    rows: Arc<ItemRows>,
+    /// Made for the first pair on the item.
+    part: Option<Arc<ItemPart>>,
+}
+
+/// Pairs whose vectors are computed together. Only speed and memory depend on it.
+const BATCH: usize = 256;
 
 /// Parts shared by the pairs of one epoch.
 #[derive(Default)]
@@ -67,7 +82,7 @@ struct Shared {
 impl Features {
     /// An empty state.
     pub fn new(weights: Arc<Weights>, k: usize) -> Self {
-        Features { weights, k, tokens: HashMap::new(), sweep_at: 1024 }
+        Features { weights, k, tokens: HashMap::new(), items: HashMap::new(), sweep_at: 1024 }
     }
 
     /// Takes an epoch's changes.
@@ -82,35 +97,41 @@ impl Features {
         }
         let Some(actives) = actives else { return };
         let mut shared = Shared::default();
-        for pair in pairs {
-            let feature =
-                pair.retrieved.map(|r| self.feature(&pair.user, &pair.item, &r, &actives, &mut shared));
-            let (user, item, live) = (pair.user, pair.item, pair.live);
-            let k = feature.as_ref().map_or(0, |feature| feature.demonstrations.len());
-            let value = feature.map(|feature| feature.encode().into());
-            out.push((FeatureUpdate { user, item, live, k, value }, 1));
+        for pairs in pairs.chunks(BATCH) {
+            let retrieved = pairs.iter().filter_map(|pair| Some((pair, pair.retrieved.as_ref()?)));
+            let queries: Vec<(Arc<Prefix>, Vec<f32>)> = retrieved
+                .map(|(pair, r)| (self.prefix(&r.used, &mut shared), self.query(pair, r, &mut shared)))
+                .collect();
+            let queries: Vec<(&Prefix, &[f32])> =
+                queries.iter().map(|(prefix, query)| (&**prefix, query.as_slice())).collect();
+            let vectors = self.weights.forward(&queries);
+            // As many vectors, in their order, as there are pairs with a query.
+            let mut vectors = vectors.chunks_exact(vectors.len().div_ceil(queries.len().max(1)).max(1));
+            for pair in pairs {
+                let made = pair.retrieved.as_ref().and_then(|r| Some((r, vectors.next()?)));
+                let feature = made.map(|(r, ict)| self.feature(pair, r, ict, &actives));
+                let k = feature.as_ref().map_or(0, |feature| feature.demonstrations.len());
+                let value = feature.map(|feature| feature.encode().into());
+                let (user, item, live) = (pair.user.clone(), pair.item.clone(), pair.live);
+                out.push((FeatureUpdate { user, item, live, k, value }, 1));
+            }
         }
         self.sweep();
     }
 
-    fn feature(
-        &mut self,
-        user: &Id,
-        item: &Id,
-        retrieved: &Retrieved,
-        actives: &Actives,
-        shared: &mut Shared,
-    ) -> Feature {
+    /// The query token of a pair.
+    fn query(&mut self, pair: &PairUpdate, retrieved: &Retrieved, shared: &mut Shared) -> Vec<f32> {
+        let user = self.user_part(&pair.user, &retrieved.view, shared);
+        let item = self.item_part(&pair.item, &retrieved.item);
+        self.weights.join(&user, &item)
+    }
+
+    fn feature(&self, pair: &PairUpdate, retrieved: &Retrieved, ict: &[f32], actives: &Actives) -> Feature {
         let used = &retrieved.used;
-        let prefix = self.prefix(used, shared);
-        let part = self.user_part(user, &retrieved.view, shared);
-        let rows = self.weights.item_rows(item, Some(&retrieved.item));
-        let vector = retrieved.item.vector.as_ref().map(|vector| &*vector.vector);
-        let query = self.weights.join(&part, &self.weights.item_part(&rows, vector));
         let feature = Feature {
-            user_id: user.to_string(),
-            item_id: item.to_string(),
-            ict: self.weights.decode_after(&prefix, &query),
+            user_id: pair.user.to_string(),
+            item_id: pair.item.to_string(),
+            ict: ict.to_vec(),
             demonstrations: used
                 .iter()
                 .map(|(demonstration, score)| UsedDemonstration {
@@ -169,24 +190,55 @@ impl Features {
         tokens
     }
 
-    fn user_part(&self, user: &Id, view: &Arc<UserView>, shared: &mut Shared) -> Arc<UserPart> {
+    fn user_part(&mut self, user: &Id, view: &Arc<UserView>, shared: &mut Shared) -> Arc<UserPart> {
         if let Some((known, part)) = shared.users.get(user)
             && Arc::ptr_eq(known, view)
         {
             return part.clone();
         }
-        let rows: Vec<_> =
-            view.items.iter().map(|(id, item)| self.weights.item_rows(id, item.as_deref())).collect();
+        let rows: Vec<Arc<ItemRows>> = view
+            .items
+            .iter()
+            .map(|(id, item)| match item {
+                Some(item) => self.parts(id, item).rows.clone(),
+                None => Arc::new(self.weights.item_rows(id, None)),
+            })
+            .collect();
         let part = Arc::new(self.weights.user_part(user, &rows, &view.text));
         shared.users.insert(user.clone(), (view.clone(), part.clone()));
         part
     }
 
-    /// Drops the tokens of demonstrations that only this cache still knows.
+    fn item_part(&mut self, id: &Id, item: &Item) -> Arc<ItemPart> {
+        let weights = self.weights.clone();
+        let parts = self.parts(id, item);
+        let make = || {
+            let vector = parts.item.vector.as_ref().map(|vector| &*vector.vector);
+            Arc::new(weights.item_part(&parts.rows, vector))
+        };
+        parts.part.get_or_insert_with(make).clone()
+    }
+
+    /// What is kept of an item, made anew where its state changed.
+    fn parts(&mut self, id: &Id, item: &Item) -> &mut Parts {
+        let make = || Parts {
+            item: item.clone(),
+            rows: Arc::new(self.weights.item_rows(id, Some(item))),
+            part: None,
+        };
+        let parts = self.items.entry(id.clone()).or_insert_with(make);
+        if parts.item != *item {
+            *parts = make();
+        }
+        parts
+    }
+
+    /// Drops what belongs to demonstrations and items that only this cache still knows.
     fn sweep(&mut self) {
-        if self.tokens.len() > self.sweep_at {
+        if self.tokens.len() + self.items.len() > self.sweep_at {
             self.tokens.retain(|_, (demonstration, _)| Arc::strong_count(demonstration) > 1);
-            self.sweep_at = 1024.max(2 * self.tokens.len());
+            self.items.retain(|_, parts| Arc::strong_count(&parts.item) > 1);
+            self.sweep_at = 1024.max(2 * (self.tokens.len() + self.items.len()));
         }
     }
 }
@@ -205,4 +257,77 @@ pub fn features<'s>(
         Input::Clock(worker, _) => *worker,
     };
     staged(input, "features", by, move |_, changes, out| state.step(changes, out))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ict::{Shape, untrained};
+    use ictflow_schemas::catalog::{ItemState, ItemVector};
+    use ictflow_schemas::framing::text_digest;
+    use ictflow_schemas::vector::{VectorSum, quantise};
+
+    fn item(n: usize, creator: &str) -> Item {
+        let text = text_digest(&format!("{n}"));
+        let mut vector = vec![0.0; 384];
+        vector[n % 384] = 1.0;
+        Arc::new(ItemState {
+            text,
+            creator: Some(creator.into()),
+            categories: vec!["c".into()],
+            vector: Some(ItemVector { text, vector: quantise(&vector) }),
+        })
+    }
+
+    fn values(features: &mut Features, pairs: Vec<PairUpdate>) -> Vec<Option<Arc<[u8]>>> {
+        let clock = Clock { maxima: [].into(), now: 0, publish: true, actives: Arc::default() };
+        let mut changes: Changes<Input> = pairs.into_iter().map(|pair| (Input::Pair(pair), 1)).collect();
+        changes.push((Input::Clock(0, clock), 1));
+        let mut out = Changes::new();
+        features.step(changes, &mut out);
+        out.into_iter().map(|(update, _)| update.value).collect()
+    }
+
+    /// More pairs than one batch holds, some without a feature; then items that changed.
+    #[test]
+    fn what_is_kept_and_batched_changes_no_byte() {
+        let weights = Arc::new(
+            Weights::from_safetensors(&untrained(7, Shape::default()).expect("a shape")).expect("weights"),
+        );
+        let view = |user: usize, creator: &str| {
+            let items = [3, 5, 3].map(|n| (format!("i{n}").into(), Some(item(n, creator))));
+            let vectors = [3, 5, 3].map(|n| item(n, creator).vector.clone().expect("it has one").vector);
+            let text = VectorSum::over(vectors.iter().map(|vector| &**vector));
+            let items = items.into_iter().chain([(format!("gone{user}").into(), None)]).collect();
+            Arc::new(UserView { history: [].into(), items, text })
+        };
+        let pairs = |creator: &str| -> Vec<PairUpdate> {
+            let views: Vec<_> = (0..3).map(|user| view(user, creator)).collect();
+            let pair = |n: usize| PairUpdate {
+                user: format!("u{}", n % 3).into(),
+                item: format!("i{}", n / 3).into(),
+                retrieved: (n % 7 > 0).then(|| Retrieved {
+                    view: views[n % 3].clone(),
+                    item: item(n / 3, creator),
+                    used: vec![],
+                }),
+                live: true,
+            };
+            (0..2 * BATCH + 5).map(pair).collect()
+        };
+        let mut kept = Features::new(weights.clone(), 4);
+        let mut made = Vec::new();
+        for creator in ["a", "b", "a"] {
+            let together = values(&mut kept, pairs(creator));
+            let alone: Vec<_> = pairs(creator)
+                .into_iter()
+                .flat_map(|pair| values(&mut Features::new(weights.clone(), 4), vec![pair]))
+                .collect();
+            assert_eq!(together, alone);
+            assert_eq!(together.iter().filter(|value| value.is_none()).count(), (2 * BATCH + 5).div_ceil(7));
+            made.push(together);
+        }
+        assert_eq!(made[0], made[2]);
+        assert!(made[0].iter().zip(&made[1]).all(|(a, b)| a.is_none() || a != b), "the creator counts");
+    }
 }

@@ -9,7 +9,7 @@
 //! With `--again` a *new* job runs over the same input logs: it calls nothing, embeds nothing, and its
 //! live vectors must equal the first job's byte for byte.
 
-mod movielens;
+pub mod movielens;
 pub mod report;
 pub mod samples;
 

@@ -10,8 +10,10 @@
 //! that arrives is compared with the worst of them; one that leaves makes only the pairs rescan that
 //! hold it among them.
 //!
-//! **Memory**: for each slot of the pool one i64 a live user and one i32 a live item.
+//! **Memory**: for each slot of the pool one i32 a live user and one i32 a live item. Both fit: a vector
+//! has norm 1 within 1e-3, so a product or a mean of products is below 2^28.1 in size.
 
+use super::split::SplitSum;
 use ictflow_schemas::demonstration::Demonstration;
 use ictflow_schemas::vector::{VectorSum, dot, history_term};
 use std::collections::{HashMap, HashSet};
@@ -22,9 +24,14 @@ use uuid::Uuid;
 #[derive(Debug, Default)]
 pub struct Pool {
     slots: Vec<Option<Arc<Demonstration>>>,
+    /// By slot 1 for a positive, 0 for a negative, [`EMPTY`]: what a scan reads of most slots.
+    labels: Vec<u8>,
     free: Vec<usize>,
     by_id: HashMap<Uuid, usize>,
 }
+
+/// The label of an empty slot.
+const EMPTY: u8 = 2;
 
 impl Pool {
     /// The demonstration in a slot.
@@ -51,6 +58,7 @@ impl Pool {
     pub fn remove(&mut self, demonstration: &Arc<Demonstration>) -> Option<usize> {
         let slot = self.by_id.remove(&demonstration.id)?;
         self.slots[slot] = None;
+        self.labels[slot] = EMPTY;
         Some(slot)
     }
 
@@ -63,8 +71,10 @@ impl Pool {
     pub fn insert(&mut self, demonstration: Arc<Demonstration>) -> usize {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
+            self.labels.push(EMPTY);
             self.slots.len() - 1
         });
+        self.labels[slot] = u8::from(demonstration.positive);
         self.by_id.insert(demonstration.id, slot);
         self.slots[slot] = Some(demonstration);
         slot
@@ -73,11 +83,11 @@ impl Pool {
 
 /// A user's history terms by slot.
 #[derive(Debug, Default)]
-pub struct UserRow(Vec<i64>);
+pub struct UserRow(Vec<i32>);
 
 impl UserRow {
     /// All terms of a history.
-    pub fn new(history: &VectorSum, pool: &Pool) -> Self {
+    pub fn new(history: &SplitSum, pool: &Pool) -> Self {
         let mut row = UserRow::default();
         for (slot, _) in pool.occupied() {
             row.update(history, pool, slot);
@@ -86,10 +96,11 @@ impl UserRow {
     }
 
     /// The term of one slot, after its demonstration changed.
-    pub fn update(&mut self, history: &VectorSum, pool: &Pool, slot: usize) {
+    pub fn update(&mut self, history: &SplitSum, pool: &Pool, slot: usize) {
         self.0.resize(pool.slots(), 0);
         if let Some(demonstration) = pool.get(slot) {
-            self.0[slot] = history_term(history.dot(&demonstration.mean), history.n);
+            self.0[slot] = i32::try_from(history.term(&demonstration.mean))
+                .expect("the mean of products of unit vectors fits");
         }
     }
 }
@@ -117,9 +128,37 @@ impl ItemRow {
     }
 }
 
+/// Slots that a scan judges by their highest score. Only speed depends on it.
+const BLOCK: usize = 64;
+
+/// How near a demonstration is, then which slot it has. Greater is nearer.
+type Rank = (i64, i64, Uuid, usize);
+
+/// The best K of each label for one pair, nearest first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Best {
+    sides: [Vec<Rank>; 2],
+    /// By label the score of the worst held, once K are held: below it neither time nor id helps. So
+    /// most demonstrations are refused without a look at them or at the ranks.
+    least: [i32; 2],
+}
+
+impl Default for Best {
+    fn default() -> Self {
+        Best { sides: Default::default(), least: [i32::MIN; 2] }
+    }
+}
+
+/// A score in 32 bits, without a check, so that many are added at once: two terms below 2^28.1 fit.
+#[inline]
+fn sum(user: i32, item: i32) -> i32 {
+    user.wrapping_add(item)
+}
+
 /// The score of a slot by the terms of its two rows.
+#[inline]
 pub fn score((user, item): (&UserRow, &ItemRow), slot: usize) -> i64 {
-    user.0[slot] + i64::from(item.0[slot])
+    i64::from(sum(user.0[slot], item.0[slot]))
 }
 
 /// The score of one demonstration without rows.
@@ -128,45 +167,35 @@ pub fn score_of(history: &VectorSum, item: &[i16], demonstration: &Demonstration
         + i64::from(dot(item, demonstration.item_vector()))
 }
 
-/// How near a demonstration is, then which slot it has. Greater is nearer.
-type Rank = (i64, i64, Uuid, usize);
-
-/// The best K of each label for one pair, nearest first.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Best {
-    sides: [Vec<Rank>; 2],
-}
-
 impl Best {
     /// Scans the whole pool with the terms of two rows.
     pub fn scan(user: &str, item: &str, rows: (&UserRow, &ItemRow), pool: &Pool, k: usize) -> Self {
         let mut best = Best::default();
-        for (slot, demonstration) in pool.occupied() {
-            best.offer(user, item, score(rows, slot), slot, demonstration, k);
+        let blocks = rows.0.0.chunks(BLOCK).zip(rows.1.0.chunks(BLOCK)).zip(pool.labels.chunks(BLOCK));
+        for (block, ((users, items), labels)) in blocks.enumerate() {
+            let highest = users.iter().zip(items).map(|(user, item)| sum(*user, *item)).max();
+            if highest.is_none_or(|highest| highest < best.least[0].min(best.least[1])) {
+                continue;
+            }
+            for (place, ((u, i), label)) in users.iter().zip(items).zip(labels).enumerate() {
+                let score = sum(*u, *i);
+                if *label == EMPTY || score < best.least[usize::from(*label)] {
+                    continue;
+                }
+                let slot = block * BLOCK + place;
+                let Some(demonstration) = pool.get(slot) else { continue };
+                best.offer(user, item, score.into(), slot, demonstration, k);
+            }
         }
         best
     }
 
-    /// Takes a demonstration that isn't held where it belongs to the best K of its label; the worst of
-    /// K + 1 leaves. Says whether it did.
-    pub fn offer(
-        &mut self,
-        user: &str,
-        item: &str,
-        score: i64,
-        slot: usize,
-        demonstration: &Demonstration,
-        k: usize,
-    ) -> bool {
-        let accepted = self.accepts(user, item, score, slot, demonstration, k);
-        if accepted {
-            let side = &mut self.sides[usize::from(demonstration.positive)];
-            let rank = (score, demonstration.label_time, demonstration.id, slot);
-            let place = side.partition_point(|better| *better > rank);
-            side.insert(place, rank);
-            side.truncate(k);
-        }
-        accepted
+    /// Whether the demonstration of a slot is certain to be refused: it is too far,
+    /// or it isn't there.
+    #[inline]
+    pub fn refuses(&self, (user, item): (&UserRow, &ItemRow), slot: usize, pool: &Pool) -> bool {
+        let label = pool.labels[slot];
+        label == EMPTY || sum(user.0[slot], item.0[slot]) < self.least[usize::from(label)]
     }
 
     /// Whether a demonstration that isn't held belongs to the best K of its label.
@@ -186,12 +215,37 @@ impl Best {
         room && !own
     }
 
-    /// Lets go of what the selection doesn't use.
+    /// Takes a demonstration that isn't held where it [belongs](Best::accepts); the worst of K + 1
+    /// leaves.
+    pub fn offer(
+        &mut self,
+        user: &str,
+        item: &str,
+        score: i64,
+        slot: usize,
+        demonstration: &Demonstration,
+        k: usize,
+    ) {
+        if !self.accepts(user, item, score, slot, demonstration, k) {
+            return;
+        }
+        let label = usize::from(demonstration.positive);
+        let side = &mut self.sides[label];
+        let rank = (score, demonstration.label_time, demonstration.id, slot);
+        let place = side.partition_point(|better| *better > rank);
+        side.insert(place, rank);
+        side.truncate(k);
+        if let Some(worst) = side.get(k - 1) {
+            // Scores fit 32 bits, as the rows do.
+            self.least[label] = worst.0 as i32;
+        }
+    }
+
+    /// Lets go of what the selection doesn't use. What is left is only held, never offered to.
     pub fn without_reserve(self, k: usize) -> Self {
         let used: HashSet<usize> = self.selection(k).into_iter().map(|(slot, _)| slot).collect();
-        Best {
-            sides: self.sides.map(|side| side.into_iter().filter(|rank| used.contains(&rank.3)).collect()),
-        }
+        let sides = self.sides.map(|side| side.into_iter().filter(|rank| used.contains(&rank.3)).collect());
+        Best { sides, ..self }
     }
 
     /// The slots held for either label, used or in reserve.
@@ -218,6 +272,7 @@ mod tests {
     use ictflow_schemas::catalog::{ItemState, ItemVector};
     use ictflow_schemas::framing::text_digest;
     use ictflow_schemas::history::Identity;
+    use ictflow_schemas::vector::VectorSum;
 
     /// A demonstration whose score is chosen by its item vector: the query's is 1 in the one component.
     fn demonstration(
@@ -273,7 +328,7 @@ mod tests {
                 text("item"),
             ));
         }
-        let rows = (&UserRow::new(&VectorSum::default(), &pool), &ItemRow::new(&[1], &pool));
+        let rows = (&UserRow::new(&SplitSum::default(), &pool), &ItemRow::new(&[1], &pool));
         let k = input["K"].as_u64().expect("K") as usize;
         let user = input["user"].as_str().expect("a user");
         let item = input["item"].as_str().expect("an item");
@@ -286,5 +341,45 @@ mod tests {
         let expected: Vec<&str> =
             case["expected"]["ids"].as_array().expect("ids").iter().filter_map(|id| id.as_str()).collect();
         assert_eq!(ids, expected);
+    }
+
+    /// Scores with many ties, sides that fill early or late, slots that were left and used again.
+    #[test]
+    fn a_scan_finds_what_sorting_finds() {
+        let mut seed = 1u64;
+        let mut next = |below: u64| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) % below
+        };
+        for round in 0..300 {
+            let (mut pool, mut all) = (Pool::default(), Vec::new());
+            let (size, spread, positives) = (next(400), 1 + next(300), next(11));
+            for id in 0..size {
+                let score = next(spread) as i16 - (spread / 2) as i16;
+                let user = if next(20) == 0 { "u" } else { "v" };
+                let c = demonstration(0, score, next(10) < positives, next(5) as i64, user, "i");
+                let c = Arc::new(Demonstration { id: Uuid::from_u128(u128::from(id)), ..(*c).clone() });
+                pool.insert(c.clone());
+                all.push((i64::from(score), c));
+                if next(4) == 0 && !all.is_empty() {
+                    let (_, gone) = all.swap_remove(next(all.len() as u64) as usize);
+                    let slot = pool.remove(&gone);
+                    if next(2) == 0 {
+                        pool.reuse(slot);
+                    }
+                }
+            }
+            let k = 2 + 2 * next(3) as usize;
+            all.sort_by_key(|(score, c)| std::cmp::Reverse((*score, c.label_time, c.id)));
+            let side = |positive| {
+                let own = |c: &Demonstration| &*c.identity.user == "u";
+                let of = all.iter().filter(move |(_, c)| c.positive == positive && !own(c));
+                of.take(k).map(|(_, c)| c.id).collect::<Vec<Uuid>>()
+            };
+            let rows = (&UserRow::new(&SplitSum::default(), &pool), &ItemRow::new(&[1], &pool));
+            let best = Best::scan("u", "i", rows, &pool, k);
+            let found = best.sides.each_ref().map(|side| side.iter().map(|rank| rank.2).collect::<Vec<_>>());
+            assert_eq!(found, [side(false), side(true)], "round {round}");
+        }
     }
 }

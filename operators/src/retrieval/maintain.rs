@@ -1,6 +1,7 @@
 //! The state of retrieval: whose selections an epoch touches, and how they are brought up to date.
 
 use super::global::{Best, ItemRow, Pool, UserRow, score};
+use super::split::SplitSum;
 use super::{Found, Input, Output, PairUpdate, Retrieved, Search, UserView};
 use crate::Changes;
 use crate::catalog::states_of;
@@ -17,6 +18,8 @@ pub(super) struct User {
     /// The pairs of the user with their best demonstrations, `None` where not known.
     pub(super) pairs: HashMap<Id, Option<Best>>,
     pub(super) view: Arc<UserView>,
+    /// The view's text, as rows are computed from it.
+    text: SplitSum,
     row: UserRow,
     /// Whether `view` and `row` stand.
     ready: bool,
@@ -232,10 +235,12 @@ impl Retrieval {
             UserView { history: state.history.clone(), items, text }
         };
         state.ready = !state.pairs.is_empty();
-        state.row = if state.ready && self.search == Search::Exact {
-            UserRow::new(&view.text, &self.pool)
+        (state.text, state.row) = if state.ready && self.search == Search::Exact {
+            let text = SplitSum::new(&view.text);
+            let row = UserRow::new(&text, &self.pool);
+            (text, row)
         } else {
-            UserRow::default()
+            Default::default()
         };
         let view = Arc::new(view);
         let old = std::mem::replace(&mut state.view, view.clone());
@@ -251,7 +256,7 @@ impl Retrieval {
     fn update_rows(&mut self, added: &BTreeSet<usize>) {
         for slot in added {
             for state in self.users.values_mut().filter(|state| state.ready) {
-                state.row.update(&state.view.text, &self.pool, *slot);
+                state.row.update(&state.text, &self.pool, *slot);
             }
             for (item, target) in &mut self.targets {
                 if let Some(row) = &mut target.row
@@ -297,38 +302,33 @@ impl Retrieval {
     /// each; only the pairs whose best they enter are touched.
     fn offer(&mut self, touched: &mut Touched) {
         let mut improved = Vec::new();
-        for (item, target) in &self.targets {
-            let Some(row) = &target.row else { continue };
-            for user in &target.users {
-                let Some(state) = self.users.get(user) else { continue };
-                let Some(Some(best)) = state.pairs.get(item) else { continue };
-                let pair = (user.clone(), item.clone());
-                if touched.stale.contains(&pair) {
+        for (user, state) in &self.users {
+            for (item, best) in &state.pairs {
+                let Some(best) = best else { continue };
+                let Some(row) = self.targets.get(item).and_then(|target| target.row.as_ref()) else {
                     continue;
-                }
+                };
+                let rows = (&state.row, row);
                 let mut better: Option<Best> = None;
                 for slot in &touched.added {
+                    if best.refuses(rows, *slot, &self.pool) {
+                        continue;
+                    }
                     let Some(demonstration) = self.pool.get(*slot) else { continue };
-                    let score = score((&state.row, row), *slot);
-                    if better.as_ref().unwrap_or(best).accepts(
-                        user,
-                        item,
-                        score,
-                        *slot,
-                        demonstration,
-                        self.k,
-                    ) {
-                        better.get_or_insert_with(|| best.clone()).offer(
-                            user,
-                            item,
-                            score,
-                            *slot,
-                            demonstration,
-                            self.k,
-                        );
+                    let (score, k) = (score(rows, *slot), self.k);
+                    let held = better.as_ref().unwrap_or(best);
+                    if held.accepts(user, item, score, *slot, demonstration, k) {
+                        let better = better.get_or_insert_with(|| best.clone());
+                        better.offer(user, item, score, *slot, demonstration, k);
                     }
                 }
-                improved.extend(better.map(|best| (pair, best)));
+                // A pair that was scanned has them already; few come so far.
+                if let Some(better) = better {
+                    let pair = (user.clone(), item.clone());
+                    if !touched.stale.contains(&pair) {
+                        improved.push((pair, better));
+                    }
+                }
             }
         }
         for (pair, best) in improved {

@@ -26,7 +26,10 @@
 
 pub mod global;
 mod maintain;
+mod split;
 mod stored;
+#[cfg(test)]
+mod tests;
 
 use crate::Epoch;
 use crate::clock::Clock;
