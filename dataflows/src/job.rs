@@ -508,6 +508,9 @@ impl Job {
         let publish = self.publish && record.actives == *self.actives;
         let activity = Activity::of(&harvest.input, record.clock);
         let output = self.run(&record, std::mem::take(&mut harvest.input), publish);
+        if let Some(points) = &mut self.points {
+            points.begin();
+        }
         self.uncommitted = Some(Uncommitted {
             begun,
             newest,

@@ -17,6 +17,7 @@ use ictflow_schemas::framing::hex;
 use ictflow_schemas::vector::SCALE;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 /// How many epochs a point that left stays marked before it is removed: a write that is repeated by
@@ -36,6 +37,12 @@ pub struct Figures {
     pub recalled: u64,
     /// How many these are.
     pub measured: u64,
+    /// Writes and lookups that failed in passing.
+    pub failures: u64,
+    /// How long the last epoch's writes took, tries that failed included.
+    pub write_took: Duration,
+    /// How long its lookups took.
+    pub lookup_took: Duration,
 }
 
 /// The store with what is known of it.
@@ -58,6 +65,11 @@ impl PointStore {
         PointStore { store, over_fetch, width, in_step: false, purged: 0, figures: Figures::default() }
     }
 
+    /// Begins an epoch, for the figures of the last one.
+    pub fn begin(&mut self) {
+        (self.figures.write_took, self.figures.lookup_took) = Default::default();
+    }
+
     /// Says that the pool went on without the store.
     pub fn fall_behind(&mut self) {
         self.in_step = false;
@@ -68,6 +80,19 @@ impl PointStore {
     /// # Errors
     /// `Retry` where the store doesn't answer; `Fatal` where the collection isn't this job's.
     pub fn write(
+        &mut self,
+        epoch: i64,
+        pool: &BTreeSet<Arc<Demonstration>>,
+        changes: &Changes<Arc<Demonstration>>,
+    ) -> Result<()> {
+        let begun = Instant::now();
+        let written = self.try_write(epoch, pool, changes);
+        self.figures.write_took += begun.elapsed();
+        self.figures.failures += u64::from(written.is_err());
+        written
+    }
+
+    fn try_write(
         &mut self,
         epoch: i64,
         pool: &BTreeSet<Arc<Demonstration>>,
@@ -134,10 +159,14 @@ impl PointStore {
             return Ok(Vec::new());
         }
         let queries: Vec<Query> = lookups.iter().map(|lookup| query(lookup, self.width)).collect();
-        let answers = match self.store.nearest(&queries, k * self.over_fetch) {
+        let begun = Instant::now();
+        let answers = self.store.nearest(&queries, k * self.over_fetch);
+        self.figures.lookup_took += begun.elapsed();
+        let answers = match answers {
             Ok(answers) => answers,
             Err(error) => {
                 self.in_step = false;
+                self.figures.failures += 1;
                 return Err(error);
             }
         };

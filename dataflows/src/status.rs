@@ -5,8 +5,12 @@
 //! durations and ages of every commit.
 
 use crate::job::{Job, MAX_UNJOURNALED, Step};
+use crate::points::Figures;
+use ictflow_connectors::llm::health::{Health, Outcome};
 use ictflow_connectors::telemetry::server::Server;
-use ictflow_connectors::telemetry::status::{Cot, Failures, Phase, Queue, SourceStatus, Status, Totals};
+use ictflow_connectors::telemetry::status::{
+    Cot, Failures, Phase, PointsStatus, Queue, Service, SourceStatus, Status, Totals,
+};
 use ictflow_connectors::telemetry::{Config, Telemetry};
 use ictflow_connectors::{Result, clock};
 use ictflow_schemas::Millis;
@@ -121,6 +125,9 @@ impl Observer {
         let commit = job.last_commit();
         let metrics = self.telemetry.metrics();
         metrics.epoch(commit.took, commit.transaction);
+        if let Some(points) = job.points() {
+            metrics.points(points.write_took, points.lookup_took);
+        }
         for (age, features) in &commit.ages {
             metrics.event_age(*age, *features);
         }
@@ -197,7 +204,14 @@ impl Observer {
         let waits = job.sources().iter().any(|source| source.waiting() > 0)
             || status.sources.iter().flat_map(|source| &source.lag).any(|lag| *lag > 0);
         status.behind_since = if waits { status.behind_since.or_else(|| Some(Instant::now())) } else { None };
-        let counts = [job.requester().accounting.interrupted, job.journal_retries(), self.lag_failures];
+        status.service = job.requester().health().map(|health| service(health));
+        status.points = job.points().map(|figures| points(&figures, job.stalled().is_some()));
+        let counts = [
+            job.requester().accounting.interrupted,
+            job.journal_retries(),
+            self.lag_failures,
+            job.points().map_or(0, |figures| figures.failures),
+        ];
         note_failures(&mut status.errors, counts, status.taken_at);
         self.telemetry.publish(self.status.clone());
     }
@@ -271,6 +285,25 @@ fn live(job: &Job) -> BTreeMap<&'static str, u64> {
     ])
 }
 
+fn service(health: &Health) -> Service {
+    Service {
+        requests: Outcome::ALL.map(|outcome| (outcome.word(), health.requests(outcome))).to_vec(),
+        breaker_open: health.breaker_open(),
+        budget_left: health.budget_left(),
+    }
+}
+
+fn points(figures: &Figures, stalled: bool) -> PointsStatus {
+    PointsStatus {
+        upserted: figures.upserted,
+        deleted: figures.deleted,
+        lookups: figures.lookups,
+        recalled: figures.recalled,
+        measured: figures.measured,
+        stalled,
+    }
+}
+
 fn totals(job: &Job) -> Totals {
     let totals = job.totals();
     Totals {
@@ -308,11 +341,12 @@ fn cots(job: &Job) -> Cot {
 }
 
 /// Brings the failures up to these counts; those that grew did so now.
-fn note_failures(failures: &mut Vec<Failures>, counts: [u64; 3], now: Millis) {
-    const HINTS: [&str; 3] = [
+fn note_failures(failures: &mut Vec<Failures>, counts: [u64; 4], now: Millis) {
+    const HINTS: [&str; 4] = [
         "the LLM's endpoint answers late or with errors; its keys are asked again",
         "answers can't be written to their log; they are kept and written again",
         "the store doesn't say where the inputs end; the lag shown is old",
+        "the vector store doesn't acknowledge; its epoch waits and is tried again",
     ];
     if failures.is_empty() {
         let kinds = ictflow_connectors::telemetry::metrics::ERRORS;
@@ -335,8 +369,8 @@ mod tests {
     #[test]
     fn failures_keep_the_time_of_their_last_growth() {
         let mut failures = Vec::new();
-        note_failures(&mut failures, [0, 2, 0], 10);
-        note_failures(&mut failures, [0, 2, 1], 20);
+        note_failures(&mut failures, [0, 2, 0, 0], 10);
+        note_failures(&mut failures, [0, 2, 1, 0], 20);
         let seen: Vec<(u64, Millis)> = failures.iter().map(|f| (f.count, f.last_at)).collect();
         assert_eq!(seen, [(0, 0), (2, 10), (1, 20)]);
     }

@@ -6,6 +6,7 @@
 
 use super::names::{self, Named};
 use super::status::{Phase, Status};
+use crate::llm::health::Outcome;
 use ictflow_schemas::dead_letter::Reason;
 use ictflow_schemas::topic::Topic;
 use prometheus::core::Collector;
@@ -40,8 +41,12 @@ pub const QUEUES: [&str; 9] = [
 pub const KINDS: [&str; 6] = ["items", "users", "pairs", "features", "features_full", "demonstrations"];
 
 /// The failures that don't end a job: component, stage, type.
-pub const ERRORS: [(&str, &str, &str); 3] =
-    [("llm", "call", "retry"), ("journal", "append", "retry"), ("telemetry", "lag", "retry")];
+pub const ERRORS: [(&str, &str, &str); 4] = [
+    ("llm", "call", "retry"),
+    ("journal", "append", "retry"),
+    ("telemetry", "lag", "retry"),
+    ("points", "write", "retry"),
+];
 
 /// The metrics of a process.
 pub struct Metrics {
@@ -81,6 +86,15 @@ pub struct Metrics {
     oldest: GaugeVec,
     embeddings: IntCounter,
     embed_duration: Histogram,
+    service: IntCounterVec,
+    breaker: IntGaugeVec,
+    budget: GaugeVec,
+    upserted: IntCounter,
+    deleted: IntCounter,
+    lookups: IntCounter,
+    recall: GaugeVec,
+    upsert_duration: Histogram,
+    lookup_duration: Histogram,
     errors: IntCounterVec,
     retries: IntCounterVec,
 }
@@ -187,6 +201,15 @@ impl Metrics {
             oldest: fractions(r, names::LLM_OLDEST, &[]),
             embeddings: counter(r, names::EMBEDDINGS),
             embed_duration: histogram(r, names::EMBED_DURATION, &DURATIONS),
+            service: counters(r, names::LLM_SERVICE_REQUESTS, &["outcome"]),
+            breaker: gauges(r, names::BREAKER_OPEN, &["target"]),
+            budget: fractions(r, names::LLM_BUDGET, &[]),
+            upserted: counter(r, names::VECTORS_UPSERTED),
+            deleted: counter(r, names::VECTORS_DELETED),
+            lookups: counter(r, names::LOOKUPS),
+            recall: fractions(r, names::RECALL, &[]),
+            upsert_duration: histogram(r, names::UPSERT_DURATION, &DURATIONS),
+            lookup_duration: histogram(r, names::LOOKUP_DURATION, &DURATIONS),
             errors: counters(r, names::ERRORS, &["component", "stage", "error_type"]),
             retries: counters(r, names::RETRIES, &["component"]),
             registry: r.clone(),
@@ -212,13 +235,17 @@ impl Metrics {
         for outcome in ["answered", "refused", "interrupted"] {
             self.requests.with_label_values(&[outcome]);
         }
+        for outcome in Outcome::ALL {
+            self.service.with_label_values(&[outcome.word()]);
+        }
+        self.breaker.with_label_values(&["llm"]);
         for direction in ["in", "out"] {
             self.tokens.with_label_values(&[direction]);
         }
         for (component, stage, kind) in ERRORS {
             self.errors.with_label_values(&[component, stage, kind]);
         }
-        for component in ["llm", "journal"] {
+        for component in ["llm", "journal", "points"] {
             self.retries.with_label_values(&[component]);
         }
     }
@@ -256,11 +283,30 @@ impl Metrics {
             }
         }
         self.take_cots(status);
+        if let Some(service) = &status.service {
+            for (outcome, count) in &service.requests {
+                raise(&self.service.with_label_values(&[*outcome]), *count);
+            }
+            self.breaker.with_label_values(&["llm"]).set(i64::from(service.breaker_open));
+            if let Some(left) = service.budget_left {
+                self.budget.with_label_values::<&str>(&[]).set(left as f64);
+            }
+        }
+        if let Some(points) = &status.points {
+            raise(&self.upserted, points.upserted);
+            raise(&self.deleted, points.deleted);
+            raise(&self.lookups, points.lookups);
+            if points.measured > 0 {
+                self.recall
+                    .with_label_values::<&str>(&[])
+                    .set(points.recalled as f64 / points.measured as f64);
+            }
+        }
         for failures in &status.errors {
             let labels = [failures.component, failures.stage, failures.error_type];
             raise(&self.errors.with_label_values(&labels), failures.count);
-            if failures.component == "journal" {
-                raise(&self.retries.with_label_values(&["journal"]), failures.count);
+            if failures.component == "journal" || failures.component == "points" {
+                raise(&self.retries.with_label_values(&[failures.component]), failures.count);
             }
         }
     }
@@ -293,6 +339,12 @@ impl Metrics {
     pub fn epoch(&self, epoch: Duration, commit: Duration) {
         self.epoch_duration.observe(epoch.as_secs_f64());
         self.commit_duration.observe(commit.as_secs_f64());
+    }
+
+    /// Observes an epoch's writes to the store of points and its lookups there.
+    pub fn points(&self, write: Duration, lookup: Duration) {
+        self.upsert_duration.observe(write.as_secs_f64());
+        self.lookup_duration.observe(lookup.as_secs_f64());
     }
 
     /// Observes the age of the newest event of a user for this many features; a clock that stands

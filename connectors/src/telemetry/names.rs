@@ -146,6 +146,11 @@ pub const BREAKER_OPEN: Named =
 /// What is left of a budget.
 pub const LLM_BUDGET: Named =
     ("ictflow_llm_budget_tokens", "Tokens that the budget lets be spent now. Absent without a budget.");
+/// Requests to the service.
+pub const LLM_SERVICE_REQUESTS: Named = (
+    "ictflow_llm_service_requests_total",
+    "Requests to the LLM's service by outcome, those that are made again included.",
+);
 /// Points written.
 pub const VECTORS_UPSERTED: Named = ("ictflow_vectors_upserted_total", "Points written to the vector store.");
 /// Points deleted.
@@ -166,7 +171,7 @@ pub const LOOKUP_DURATION: Named =
     ("ictflow_lookup_duration_seconds", "Time that the lookups of an epoch in the vector store took.");
 
 /// Every metric above, to be checked at once. `process_*` come from the registry's own collector.
-pub const ALL: [Named; 46] = [
+pub const ALL: [Named; 47] = [
     BUILD_INFO,
     READY,
     SOURCE_RECORDS,
@@ -207,6 +212,7 @@ pub const ALL: [Named; 46] = [
     RETRIES,
     BREAKER_OPEN,
     LLM_BUDGET,
+    LLM_SERVICE_REQUESTS,
     VECTORS_UPSERTED,
     VECTORS_DELETED,
     LOOKUPS,

@@ -75,6 +75,10 @@ pub struct Status {
     pub commit_ms: f64,
     /// How long the start took, milliseconds; `None` until the job runs.
     pub recovery_ms: Option<f64>,
+    /// The service behind the generator, where there is one.
+    pub service: Option<Service>,
+    /// The store of points, where there is one.
+    pub points: Option<PointsStatus>,
     /// Failures that didn't end the job.
     pub errors: Vec<Failures>,
 }
@@ -157,6 +161,34 @@ pub struct Cot {
     pub oldest_pending: Option<i64>,
 }
 
+/// The service behind a generator.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Service {
+    /// Requests by outcome, in a fixed order.
+    pub requests: Vec<(&'static str, u64)>,
+    /// Whether the breaker keeps calls from being made.
+    pub breaker_open: bool,
+    /// Tokens that may be spent now; `None` without a budget.
+    pub budget_left: Option<u64>,
+}
+
+/// The store of points.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct PointsStatus {
+    /// Points written since start.
+    pub upserted: u64,
+    /// Points marked as deleted since start.
+    pub deleted: u64,
+    /// Pairs looked up since start.
+    pub lookups: u64,
+    /// Of measured lookups, the exactly best demonstrations that were found.
+    pub recalled: u64,
+    /// How many these are.
+    pub measured: u64,
+    /// Whether an epoch waits for the store.
+    pub stalled: bool,
+}
+
 /// Failures of one kind. Words of closed sets only: a message might repeat what a user wrote.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Failures {
@@ -210,6 +242,12 @@ impl Status {
         if !self.publishing {
             reasons.push(reason("not_publishing", "no epoch has published features yet"));
         }
+        if self.points.as_ref().is_some_and(|points| points.stalled) {
+            reasons.push(reason(
+                "points_stalled",
+                "an epoch waits for the vector store to acknowledge its points",
+            ));
+        }
         if let Some(since) = self.behind_since
             && since.elapsed().as_millis() > u128::from(commit_within_ms)
         {
@@ -239,6 +277,8 @@ mod tests {
         assert_eq!(codes(&Status { publishing: false, ..ready.clone() }), ["not_publishing"]);
         let behind = Instant::now().checked_sub(Duration::from_millis(1_500));
         assert_eq!(codes(&Status { behind_since: behind, ..ready.clone() }), ["commit_stalled"]);
+        let waits = Some(PointsStatus { stalled: true, ..PointsStatus::default() });
+        assert_eq!(codes(&Status { points: waits, ..ready.clone() }), ["points_stalled"]);
         let now = Status { behind_since: Some(Instant::now()), ..ready };
         assert!(now.reasons(60_000).is_empty());
     }

@@ -73,6 +73,16 @@ fn named_secrets(subject: &Subject) -> Vec<(&'static str, &Secret)> {
         named.extend(kafka.security.password.as_ref().map(|s| ("topics.kafka.security.password", s)));
         named.extend(kafka.security.key_password.as_ref().map(|s| ("topics.kafka.security.key_password", s)));
     }
+    if let Some(registry) = &raw.registry {
+        named.extend(registry.password.as_ref().map(|s| ("registry.password", s)));
+        named.extend(registry.token.as_ref().map(|s| ("registry.token", s)));
+    }
+    if let Some(openai) = &raw.generator.openai {
+        named.extend(openai.api_key.as_ref().map(|s| ("generator.openai.api_key", s)));
+    }
+    if let Some(qdrant) = &raw.qdrant {
+        named.extend(qdrant.api_key.as_ref().map(|s| ("qdrant.api_key", s)));
+    }
     named
 }
 

@@ -7,6 +7,7 @@
 mod connections;
 mod files;
 mod limits;
+mod services;
 
 use crate::config::checked::{Config, InputFiles};
 use crate::config::parse;
@@ -72,6 +73,9 @@ const CHECKS: &[Check] = &[
     Check { name: "partition counts", connects: true, run: connections::partitions },
     Check { name: "topic settings", connects: true, run: connections::topic_settings },
     Check { name: "recorded job", connects: true, run: connections::recorded },
+    Check { name: "schema registry", connects: true, run: services::registry },
+    Check { name: "llm service", connects: true, run: services::llm },
+    Check { name: "vector store", connects: true, run: services::points },
 ];
 
 /// What the checks look at, and what the earlier ones found out for the later ones.

@@ -40,7 +40,7 @@ impl Retrieval {
             if answer.standing && !whole {
                 continue;
             }
-            if !answer.standing && route(&pair.0).wrapping_add(route(&pair.1)) % MEASURED == 0 {
+            if !answer.standing && route(&pair.0).wrapping_add(route(&pair.1)).is_multiple_of(MEASURED) {
                 out.extend(self.recall(&pair, best.as_ref()).map(|recall| (recall, 1)));
             }
             self.set_best(&pair, best);
