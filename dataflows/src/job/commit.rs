@@ -1,0 +1,223 @@
+//! An epoch from its bounds to its commit, once; or run again where it is committed already.
+
+use super::{Commit, Job, Uncommitted};
+use crate::epochs;
+use crate::pipeline::{EpochInput, EpochOutput};
+use crate::queue::Activity;
+use crate::sink::Committed;
+use crate::sources::Harvest;
+use ictflow_connectors::{Disposition, Error, Result, clock};
+use ictflow_operators::clock::Clock;
+use ictflow_schemas::config::Search;
+use ictflow_schemas::epoch::EpochRecord;
+use ictflow_schemas::topic::Topic;
+use ictflow_schemas::{Id, Millis, NO_TIME};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The longest pause between two tries of a commit while recorded epochs are run again.
+pub(super) const STORE_PAUSE: Duration = Duration::from_millis(200);
+
+/// The dataflow's time for what an epoch's logs bring.
+fn first_time(epoch: i64) -> u64 {
+    2 * epoch as u64
+}
+
+/// The dataflow's time for what the store of points answers.
+fn second_time(epoch: i64) -> u64 {
+    first_time(epoch) + 1
+}
+
+fn clock_of(record: &EpochRecord, publish: bool) -> Clock {
+    Clock {
+        maxima: record.maxima.as_slice().into(),
+        now: record.clock,
+        publish,
+        actives: Arc::new(record.actives.clone()),
+    }
+}
+
+impl Job {
+    /// Commits the bounds of a new epoch, runs it and commits its outputs.
+    pub(super) fn commit(
+        &mut self,
+        record: EpochRecord,
+        harvest: Harvest,
+    ) -> Result<Option<(i64, Committed)>> {
+        epochs::commit(&mut *self.bounds, self.options.names.of(Topic::Epochs), &record)?;
+        self.run_and_commit(record, harvest)
+    }
+
+    fn run_and_commit(
+        &mut self,
+        record: EpochRecord,
+        mut harvest: Harvest,
+    ) -> Result<Option<(i64, Committed)>> {
+        let begun = Instant::now();
+        let mut newest: HashMap<Id, Millis> = HashMap::new();
+        for event in &harvest.input.events {
+            let time = newest.entry(event.user.clone()).or_insert(NO_TIME);
+            *time = (*time).max(event.entry.event_time);
+        }
+        self.last = Some(record.clone());
+        self.look_caught_up();
+        self.publish |= self.caught_up;
+        // An epoch that a predecessor recorded under other versions publishes nothing: its vectors would
+        // be made with today's weights under yesterday's name. The next epoch publishes all.
+        let publish = self.publish && record.actives == *self.actives;
+        let activity = Activity::of(&harvest.input, record.clock);
+        let output = self.run(&record, std::mem::take(&mut harvest.input), publish);
+        if let Some(points) = &mut self.points {
+            points.begin();
+        }
+        self.uncommitted = Some(Uncommitted {
+            begun,
+            newest,
+            record,
+            publish,
+            harvest,
+            activity,
+            output,
+            found: false,
+            stalled: None,
+        });
+        self.finish(Duration::ZERO)
+    }
+
+    /// Commits the epoch that has run, once its points are acknowledged. Gives the epoch, or nothing
+    /// where it has to be tried again; then it waits at most `wait` before it tries.
+    pub(super) fn finish(&mut self, wait: Duration) -> Result<Option<(i64, Committed)>> {
+        let Some(mut waiting) = self.uncommitted.take() else { return Ok(None) };
+        if let Some((_, until)) = &waiting.stalled {
+            let left = until.saturating_duration_since(Instant::now());
+            std::thread::sleep(left.min(wait));
+            if left > wait {
+                self.uncommitted = Some(waiting);
+                return Ok(None);
+            }
+        }
+        match self.write_points(&mut waiting) {
+            Ok(()) => {}
+            Err(error) => {
+                let Disposition::Retry { after } = error.disposition else { return Err(error) };
+                tracing::warn!(%error, epoch = waiting.record.epoch, "the epoch waits for the store of points");
+                waiting.stalled = Some((error.to_string(), Instant::now() + after));
+                self.uncommitted = Some(waiting);
+                return Ok(None);
+            }
+        }
+        let Uncommitted { begun, newest, record, publish, harvest, activity, output, .. } = waiting;
+        let offsets: Vec<(String, u32, i64)> = self
+            .sources
+            .iter()
+            .flat_map(|source| {
+                let name = self.options.names.of(source.topic()).to_owned();
+                source.ends().iter().enumerate().map(move |(p, end)| (name.clone(), p as u32, *end))
+            })
+            .collect();
+        let transaction = Instant::now();
+        let committed = self.sink.commit(
+            record.epoch,
+            publish,
+            &output.features,
+            &output.examples,
+            &harvest.dead_letters,
+            &offsets,
+        )?;
+        let now = clock::now_ms();
+        let ages = self.sink.published().iter().filter_map(|(user, vectors)| {
+            newest.get(user).map(|time| (now.saturating_sub(*time).max(0), *vectors))
+        });
+        self.commit =
+            Commit { took: begun.elapsed(), transaction: transaction.elapsed(), ages: ages.collect() };
+        for letter in &harvest.dead_letters {
+            *self.dead_letters.entry((letter.stage.clone(), letter.reason.clone())).or_default() += 1;
+        }
+        self.committed = record.epoch;
+        self.requester.apply(&output, &harvest.answered, &harvest.embedded, &activity);
+        self.totals.epochs += 1;
+        self.totals.committed.features += committed.features;
+        self.totals.committed.retractions += committed.retractions;
+        self.totals.committed.examples += committed.examples;
+        self.totals.committed.dead_letters += committed.dead_letters;
+        if let Some(points) = &mut self.points {
+            points.tidy(record.epoch);
+        }
+        Ok(Some((record.epoch, committed)))
+    }
+
+    /// Writes an epoch's points, and looks its pairs up. What was done stays done when it is tried again.
+    fn write_points(&mut self, waiting: &mut Uncommitted) -> Result<()> {
+        let Some(points) = &mut self.points else { return Ok(()) };
+        if !waiting.publish {
+            // While the job catches up nobody reads: the first epoch that publishes writes them all.
+            points.fall_behind();
+            return Ok(());
+        }
+        let epoch = waiting.record.epoch;
+        points.write(epoch, &self.demonstrations, &waiting.output.demonstrations)?;
+        if self.semantics.search == Search::Stored && !waiting.found {
+            let found = points.find(&waiting.output.lookups, self.semantics.demonstrations)?;
+            let input = EpochInput { found, ..EpochInput::default() };
+            let second = self.engine.run(second_time(epoch), clock_of(&waiting.record, true), input);
+            if let Some(points) = &mut self.points {
+                points.figures.recalled += second.recall.0;
+                points.figures.measured += second.recall.1;
+            }
+            waiting.output.merge(second);
+            waiting.found = true;
+        }
+        Ok(())
+    }
+
+    /// Runs a recorded epoch again. One that is committed commits nothing; one that isn't is
+    /// committed now.
+    pub(super) fn replay(&mut self, record: EpochRecord) -> Result<()> {
+        let nothing = Vec::new();
+        let mut harvest = self
+            .harvest(|source| source.take_to(record.ends.get(source.topic().name()).unwrap_or(&nothing)))?;
+        if self.judge.maxima() != record.maxima {
+            return Err(Error::fatal(
+                format!("replay epoch {}", record.epoch),
+                "the interactions give other partition maxima than the epoch recorded",
+                "the log was truncated or changed below a committed bound: start a new job on what is left",
+            ));
+        }
+        if record.epoch > self.committed {
+            self.run_and_commit(record, harvest)?;
+            return Ok(());
+        }
+        let activity = Activity::of(&harvest.input, record.clock);
+        let output = self.run(&record, std::mem::take(&mut harvest.input), false);
+        if record.epoch == self.committed && self.semantics.search == Search::Stored {
+            // The state is now just what the standing features were made of.
+            let input = EpochInput { found: self.sink.take_used(), ..EpochInput::default() };
+            self.engine.run(second_time(record.epoch), clock_of(&record, false), input);
+        }
+        self.sink.replay(&output.examples);
+        self.requester.apply(&output, &harvest.answered, &harvest.embedded, &activity);
+        self.last = Some(record);
+        Ok(())
+    }
+
+    fn run(&mut self, record: &EpochRecord, input: EpochInput, publish: bool) -> EpochOutput {
+        let output = self.engine.run(first_time(record.epoch), clock_of(record, publish), input);
+        for (demonstration, diff) in &output.demonstrations {
+            if *diff > 0 {
+                self.demonstrations.insert(demonstration.clone());
+            } else {
+                self.demonstrations.remove(demonstration);
+            }
+        }
+        for (key, diff) in &output.failed {
+            if *diff > 0 {
+                self.failed.insert(*key)
+            } else {
+                self.failed.remove(key)
+            };
+        }
+        self.history_users += output.history_users;
+        output
+    }
+}
