@@ -72,6 +72,10 @@ struct Parts {
 /// Pairs whose vectors are computed together. Only speed and memory depend on it.
 const BATCH: usize = 256;
 
+/// Prefixes kept at most within an epoch, 6 KiB each at K = 4: an epoch may touch a million pairs,
+/// and lists are shared by pairs that come one after the other.
+const PREFIXES: usize = 4_096;
+
 /// Parts shared by the pairs of one epoch.
 #[derive(Default)]
 struct Shared {
@@ -98,6 +102,9 @@ impl Features {
         let Some(actives) = actives else { return };
         let mut shared = Shared::default();
         for pairs in pairs.chunks(BATCH) {
+            if shared.prefixes.len() > PREFIXES {
+                shared.prefixes.clear();
+            }
             let retrieved = pairs.iter().filter_map(|pair| Some((pair, pair.retrieved.as_ref()?)));
             let queries: Vec<(Arc<Prefix>, Vec<f32>)> = retrieved
                 .map(|(pair, r)| (self.prefix(&r.used, &mut shared), self.query(pair, r, &mut shared)))

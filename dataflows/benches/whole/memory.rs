@@ -2,7 +2,8 @@
 //!
 //! Each state is built by a job in a process of its own, from a store that another process wrote, so
 //! that nothing freed before is counted or used again. What is read is the memory that no file backs,
-//! when the job is idle; the slope by least squares leaves the fixed part out.
+//! when the job is idle, what the allocator keeps of freed memory included, as the machine's owner
+//! sees it; the slope by least squares leaves the fixed part out.
 
 use crate::report::{LONG_RUNS, Report, slope};
 use crate::script::{Chunk, Script, Sizes, candidates, item_id, record, stride, user_id};
@@ -11,7 +12,7 @@ use fastrand::Rng;
 use ictflow_schemas::Millis;
 use ictflow_schemas::config::Semantics;
 use ictflow_schemas::interaction::Interaction;
-use ictflow_schemas::topic::Topic;
+use ictflow_schemas::topic::{NewRecord, Topic};
 use ictflow_schemas::wire::Wire;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -63,7 +64,7 @@ pub fn measure(arguments: &Arguments, report: &mut Report) -> Fallible<()> {
         ),
     ];
     let scales: [&[usize]; 3] = if arguments.quick {
-        [&[1_000, 2_000, 4_000], &[1_000, 2_000, 4_000], &[10, 20, 40]]
+        [&[2_500, 5_000, 10_000], &[2_500, 5_000, 10_000], &[10, 20, 40]]
     } else {
         [&[5_000, 10_000, 20_000, 40_000], &[5_000, 10_000, 20_000, 40_000], &[10, 20, 40, 80]]
     };
@@ -117,31 +118,34 @@ pub fn child(folder: &Path) -> Fallible<()> {
     Ok(())
 }
 
-/// Users with 20 clicks each, and one last click hours later that makes all of them final.
+/// Users with 20 clicks each, round by round, a tenth of a second of event time apart, and then a
+/// click a minute of one more user, until all are final. So at any time the same few thousand are
+/// open, whatever the size.
 fn users(count: usize) -> Script {
     let mut semantics = Semantics::default();
     // No example is chosen: what is held for CoTs is not a user's memory.
     stride(&mut semantics, 1 << 60);
     let (start, items): (Millis, usize) = (1_700_000_000_000, 1_000);
     let mut rng = Rng::with_seed(30);
-    let mut chunks = Vec::new();
-    for n in 0..HISTORY {
-        for first in (0..count).step_by(10_000) {
-            let mut chunk = Chunk::default();
-            for user in first..count.min(first + 10_000) {
-                let time = start + (n * 60_000) as Millis;
-                chunk.records.push(click(user, &format!("e{n}"), rng.usize(..items), time));
-                chunk.events += 1;
-            }
-            chunks.push(chunk);
-        }
+    let all = HISTORY * count;
+    let end = start + 100 * all as Millis;
+    let clicks = (0..all).map(|n| (n % count, n / count, start + 100 * n as Millis));
+    let last = (0..60).map(|minute| (count, minute, end + 60_000 * minute as Millis));
+    let records: Vec<NewRecord> = clicks
+        .chain(last)
+        .map(|(user, number, time)| click(user, &format!("e{number}"), rng.usize(..items), time))
+        .collect();
+    let warm = records.chunks(10_000).map(|part| Chunk { records: part.to_vec(), events: part.len() });
+    Script {
+        items: crate::script::catalog(items),
+        warm: warm.collect(),
+        runs: Vec::new(),
+        semantics,
+        partitions: 1,
     }
-    let last = start + 10 * 3_600_000;
-    chunks.push(Chunk { records: vec![click(count, "last", 0, last)], events: 1 });
-    Script { items: crate::script::catalog(items), warm: chunks, runs: Vec::new(), semantics, partitions: 1 }
 }
 
-fn click(user: usize, event_id: &str, item: usize, event_time: Millis) -> ictflow_schemas::topic::NewRecord {
+fn click(user: usize, event_id: &str, item: usize, event_time: Millis) -> NewRecord {
     let event = Interaction {
         event_id: event_id.to_owned(),
         user_id: user_id(user),

@@ -175,7 +175,8 @@ impl Script {
 
     /// MovieLens-100K: each rating an impression and its outcome at the same second. The ratings
     /// before `warm` are seen before a clock runs, then runs of `chunks` epochs of `chunk` ratings
-    /// follow; of a chunk each user gets a candidate set with its films and 20 others.
+    /// follow; of a chunk each user gets a candidate set with its films and 20 others. A day of this
+    /// data has few events, so pairs live a year, as demonstrations do.
     pub fn movielens(
         folder: &Path,
         warm: usize,
@@ -184,7 +185,9 @@ impl Script {
         partitions: u32,
     ) -> Fallible<Self> {
         let data = MovieLens::read(folder)?;
-        let mut semantics = Semantics { demonstration_ttl_ms: 365 * 24 * 3_600_000, ..Semantics::default() };
+        let year = 365 * 24 * 3_600_000;
+        let mut semantics =
+            Semantics { demonstration_ttl_ms: year, pair_ttl_ms: year, ..Semantics::default() };
         stride(&mut semantics, stride_of);
         let ids: Vec<&String> = data.items.keys().collect();
         let mut offered = 0;

@@ -114,10 +114,8 @@ pub fn close(job: &mut Job) -> Fallible<()> {
 /// What a figure of the whole path depends on.
 pub fn conditions(job: &Job, users: usize, workers: usize) -> String {
     let workers = if workers == 1 { "1 worker".to_owned() } else { format!("{workers} workers") };
-    format!(
-        "{workers}, {} demonstrations, {} live pairs, {users} users, {} items",
-        crate::report::number(job.demonstrations().len() as f64),
-        crate::report::number(job.sink().pairs_live() as f64),
-        job.items()
-    )
+    let [demonstrations, pairs, users, items] =
+        [job.demonstrations().len(), job.sink().pairs_live(), users, job.items()]
+            .map(|count| crate::report::number(count as f64));
+    format!("{workers}, {demonstrations} demonstrations, {pairs} live pairs, {users} users, {items} items")
 }
