@@ -8,7 +8,7 @@
 //! Order for an epoch: its points are acknowledged, its pairs are looked up, its transaction is
 //! committed. A record on `features` therefore never names a point that the store doesn't have.
 
-use ictflow_connectors::points::{Point, Points, Query};
+use ictflow_connectors::points::{Point, Points, Query, vanished};
 use ictflow_connectors::{Error, Result};
 use ictflow_operators::Changes;
 use ictflow_operators::retrieval::{Found, Lookup};
@@ -23,6 +23,9 @@ use uuid::Uuid;
 /// How many epochs a point that left stays marked before it is removed: a write that is repeated by
 /// the network that much later doesn't exist.
 const PURGE_AFTER: i64 = 256;
+
+/// Points written or pairs looked up in one call: about a second's work, after which the job turns.
+pub const SLICE: usize = 2_048;
 
 /// What was written and asked since start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,6 +55,8 @@ pub struct PointStore {
     width: usize,
     /// Whether the store held just the pool when it was last written.
     in_step: bool,
+    /// What an epoch's write has still to write and to mark.
+    todo: Option<(Vec<Point>, Vec<Uuid>)>,
     /// The last epoch after which marked points were removed.
     purged: i64,
     /// What was written and asked.
@@ -62,11 +67,20 @@ impl PointStore {
     /// A store for vectors of this width; for every demonstration of a selection it gives `over_fetch`
     /// candidates of each label.
     pub fn new(store: Box<dyn Points>, over_fetch: usize, width: usize) -> Self {
-        PointStore { store, over_fetch, width, in_step: false, purged: 0, figures: Figures::default() }
+        PointStore {
+            store,
+            over_fetch,
+            width,
+            in_step: false,
+            todo: None,
+            purged: 0,
+            figures: Figures::default(),
+        }
     }
 
-    /// Begins an epoch, for the figures of the last one.
+    /// Begins an epoch.
     pub fn begin(&mut self) {
+        self.todo = None;
         (self.figures.write_took, self.figures.lookup_took) = Default::default();
     }
 
@@ -75,7 +89,8 @@ impl PointStore {
         self.in_step = false;
     }
 
-    /// Brings the store to the pool as it is after an epoch. Doing it again is harmless.
+    /// Brings the store to the pool as it is after an epoch, a slice a call, so that a job goes on turning
+    /// meanwhile. Says whether all is done. Doing it again is harmless.
     ///
     /// # Errors
     /// `Retry` where the store doesn't answer; `Fatal` where the collection isn't this job's.
@@ -84,7 +99,7 @@ impl PointStore {
         epoch: i64,
         pool: &BTreeSet<Arc<Demonstration>>,
         changes: &Changes<Arc<Demonstration>>,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let begun = Instant::now();
         let written = self.try_write(epoch, pool, changes);
         self.figures.write_took += begun.elapsed();
@@ -97,24 +112,31 @@ impl PointStore {
         epoch: i64,
         pool: &BTreeSet<Arc<Demonstration>>,
         changes: &Changes<Arc<Demonstration>>,
-    ) -> Result<()> {
-        let (points, deleted) = if self.in_step {
+    ) -> Result<bool> {
+        let (mut points, mut deleted) = if let Some(todo) = self.todo.take() {
+            todo
+        } else if self.in_step {
             let net = net(changes);
             let gone = net.iter().filter(|(_, now)| now.is_none()).map(|(id, _)| *id).collect();
             (net.into_values().flatten().map(|c| point(c)).collect(), gone)
         } else {
             self.difference(epoch, pool)?
         };
-        if points.is_empty() && deleted.is_empty() {
-            self.in_step = true;
-            return Ok(());
-        }
+        // A failure leaves nothing to go on with: the next call compares the whole store again.
         self.in_step = false;
-        self.store.write(epoch, &points, &deleted)?;
-        self.in_step = true;
-        self.figures.upserted += points.len() as u64;
-        self.figures.deleted += deleted.len() as u64;
-        Ok(())
+        let later = (points.split_off(points.len().min(SLICE)), deleted.split_off(deleted.len().min(SLICE)));
+        if !points.is_empty() || !deleted.is_empty() {
+            self.store.write(epoch, &points, &deleted)?;
+            self.figures.upserted += points.len() as u64;
+            self.figures.deleted += deleted.len() as u64;
+        }
+        let done = later.0.is_empty() && later.1.is_empty();
+        if done {
+            self.in_step = true;
+        } else {
+            self.todo = Some(later);
+        }
+        Ok(done)
     }
 
     /// What has to be written so that the store holds just the pool.
@@ -150,7 +172,13 @@ impl PointStore {
         Ok((points, standing.iter().filter_map(gone).collect()))
     }
 
-    /// The candidates of every lookup, for K demonstrations each.
+    /// Whether the store held the whole pool when it last answered.
+    pub fn in_step(&self) -> bool {
+        self.in_step
+    }
+
+    /// The candidates of these lookups, for K demonstrations each. A caller asks for at most [`SLICE`]
+    /// pairs at a time.
     ///
     /// # Errors
     /// `Retry` where the store doesn't answer.
@@ -165,7 +193,8 @@ impl PointStore {
         let answers = match answers {
             Ok(answers) => answers,
             Err(error) => {
-                self.in_step = false;
+                // The points stand, unless the store lost them.
+                self.in_step &= !vanished(&error);
                 self.figures.failures += 1;
                 return Err(error);
             }
@@ -193,9 +222,11 @@ impl PointStore {
         if epoch < self.purged + PURGE_AFTER {
             return;
         }
-        self.purged = epoch;
-        if let Err(error) = self.store.purge(epoch - PURGE_AFTER) {
-            tracing::warn!(%error, "points marked as deleted couldn't be removed, trying again later");
+        match self.store.purge(epoch - PURGE_AFTER) {
+            Ok(()) => self.purged = epoch,
+            Err(error) => {
+                tracing::warn!(%error, "points marked as deleted couldn't be removed, trying again after the next epoch");
+            }
         }
     }
 }

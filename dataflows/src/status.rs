@@ -312,6 +312,7 @@ fn totals(job: &Job) -> Totals {
         retractions: totals.committed.retractions,
         examples: totals.committed.examples,
         dead_letters: totals.committed.dead_letters,
+        seen: job.judgements().seen,
         embeddings: job.requester().accounting.embeddings,
     }
 }
@@ -372,6 +373,6 @@ mod tests {
         note_failures(&mut failures, [0, 2, 0, 0], 10);
         note_failures(&mut failures, [0, 2, 1, 0], 20);
         let seen: Vec<(u64, Millis)> = failures.iter().map(|f| (f.count, f.last_at)).collect();
-        assert_eq!(seen, [(0, 0), (2, 10), (1, 20)]);
+        assert_eq!(seen, [(0, 0), (2, 10), (1, 20), (0, 0)]);
     }
 }

@@ -63,9 +63,9 @@ pub struct Summary {
     pub points_deleted: u64,
     /// Pairs looked up there.
     pub lookups: u64,
-    /// Of measured lookups, the share of the exactly best demonstrations that were found; 1 where none
-    /// was measured.
-    pub recall: f64,
+    /// Of measured lookups, the share of the exactly best demonstrations that were found; null where
+    /// none was measured.
+    pub recall: Option<f64>,
     /// Users with a newest history.
     pub history_users: isize,
     /// Dead letters written.
@@ -119,7 +119,7 @@ impl Summary {
             points_upserted: points.upserted,
             points_deleted: points.deleted,
             lookups: points.lookups,
-            recall: ratio(points.recalled as f64, points.measured as f64),
+            recall: (points.measured > 0).then(|| points.recalled as f64 / points.measured as f64),
             history_users: job.history_users(),
             dead_letters: totals.committed.dead_letters,
             epochs: totals.epochs,

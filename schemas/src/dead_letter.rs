@@ -28,8 +28,9 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Reason; 7] = [
+    pub const ALL: [Reason; 8] = [
         Reason::Unreadable,
+        Reason::Oversized,
         Reason::Misrouted,
         Reason::Future,
         Reason::Late,

@@ -86,6 +86,7 @@ pub struct Metrics {
     oldest: GaugeVec,
     embeddings: IntCounter,
     embed_duration: Histogram,
+    seen: IntCounter,
     service: IntCounterVec,
     breaker: IntGaugeVec,
     budget: GaugeVec,
@@ -201,6 +202,7 @@ impl Metrics {
             oldest: fractions(r, names::LLM_OLDEST, &[]),
             embeddings: counter(r, names::EMBEDDINGS),
             embed_duration: histogram(r, names::EMBED_DURATION, &DURATIONS),
+            seen: counter(r, names::SOURCE_SEEN),
             service: counters(r, names::LLM_SERVICE_REQUESTS, &["outcome"]),
             breaker: gauges(r, names::BREAKER_OPEN, &["target"]),
             budget: fractions(r, names::LLM_BUDGET, &[]),
@@ -273,6 +275,7 @@ impl Metrics {
         raise(&self.retractions, totals.retractions);
         raise(&self.examples, totals.examples);
         raise(&self.embeddings, totals.embeddings);
+        raise(&self.seen, totals.seen);
         for (kind, count) in &status.live {
             set(&self.live.with_label_values(&[kind]), *count);
         }

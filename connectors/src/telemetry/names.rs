@@ -146,6 +146,9 @@ pub const BREAKER_OPEN: Named =
 /// What is left of a budget.
 pub const LLM_BUDGET: Named =
     ("ictflow_llm_budget_tokens", "Tokens that the budget lets be spent now. Absent without a budget.");
+/// Duplicates.
+pub const SOURCE_SEEN: Named =
+    ("ictflow_source_seen_total", "Interactions dropped as exact duplicates of accepted ones.");
 /// Requests to the service.
 pub const LLM_SERVICE_REQUESTS: Named = (
     "ictflow_llm_service_requests_total",
@@ -171,7 +174,7 @@ pub const LOOKUP_DURATION: Named =
     ("ictflow_lookup_duration_seconds", "Time that the lookups of an epoch in the vector store took.");
 
 /// Every metric above, to be checked at once. `process_*` come from the registry's own collector.
-pub const ALL: [Named; 47] = [
+pub const ALL: [Named; 48] = [
     BUILD_INFO,
     READY,
     SOURCE_RECORDS,
@@ -213,6 +216,7 @@ pub const ALL: [Named; 47] = [
     BREAKER_OPEN,
     LLM_BUDGET,
     LLM_SERVICE_REQUESTS,
+    SOURCE_SEEN,
     VECTORS_UPSERTED,
     VECTORS_DELETED,
     LOOKUPS,

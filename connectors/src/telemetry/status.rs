@@ -120,6 +120,8 @@ pub struct Totals {
     pub examples: u64,
     /// Dead letters committed.
     pub dead_letters: u64,
+    /// Interactions dropped as exact duplicates.
+    pub seen: u64,
     /// Texts embedded.
     pub embeddings: u64,
 }

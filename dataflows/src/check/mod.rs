@@ -54,28 +54,60 @@ struct Check {
     name: &'static str,
     /// Whether it needs a connection: left out by `--offline`.
     connects: bool,
+    /// What an earlier check must have found, else this one can't be made.
+    needs: Needs,
     run: fn(&mut Subject) -> Vec<Finding>,
+}
+
+/// What a check looks at that an earlier one opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Needs {
+    Nothing,
+    /// The configuration of the store has no problem.
+    StoreConfig,
+    /// The store was reached.
+    Store,
+    /// The encoder loaded, which gives the width of vectors.
+    Encoder,
+}
+
+impl Needs {
+    /// Why a check can't be made.
+    fn missing(self, subject: &Subject, store_config: bool) -> Option<&'static str> {
+        match self {
+            Needs::StoreConfig | Needs::Store if !store_config => {
+                Some("the configuration of the store has problems")
+            }
+            Needs::Store if subject.topics.is_none() => {
+                Some("there is no store to look at: see above, or it is made by the first start")
+            }
+            Needs::Encoder if subject.encoder.is_none() => {
+                Some("the encoder didn't load, so the width of vectors isn't known")
+            }
+            _ => None,
+        }
+    }
 }
 
 /// What is looked at once the configuration is read, in this order.
 const CHECKS: &[Check] = &[
-    Check { name: "limits", connects: false, run: limits::limits },
-    Check { name: "state folder", connects: false, run: files::state },
-    Check { name: "input files", connects: false, run: files::inputs },
-    Check { name: "secrets", connects: false, run: files::secrets },
-    Check { name: "certificates", connects: false, run: files::certificates },
-    Check { name: "encoder", connects: false, run: files::encoder },
-    Check { name: "ict weights", connects: false, run: files::weights },
-    Check { name: "generator", connects: false, run: files::generator },
-    Check { name: "record sizes", connects: false, run: limits::record_sizes },
-    Check { name: "topics store", connects: true, run: connections::store },
-    Check { name: "input topics", connects: true, run: connections::inputs },
-    Check { name: "partition counts", connects: true, run: connections::partitions },
-    Check { name: "topic settings", connects: true, run: connections::topic_settings },
-    Check { name: "recorded job", connects: true, run: connections::recorded },
-    Check { name: "schema registry", connects: true, run: services::registry },
-    Check { name: "llm service", connects: true, run: services::llm },
-    Check { name: "vector store", connects: true, run: services::points },
+    Check { name: "limits", connects: false, needs: Needs::Nothing, run: limits::limits },
+    Check { name: "state folder", connects: false, needs: Needs::Nothing, run: files::state },
+    Check { name: "input files", connects: false, needs: Needs::Nothing, run: files::inputs },
+    Check { name: "secrets", connects: false, needs: Needs::Nothing, run: files::secrets },
+    Check { name: "certificates", connects: false, needs: Needs::Nothing, run: files::certificates },
+    Check { name: "encoder", connects: false, needs: Needs::Nothing, run: files::encoder },
+    Check { name: "ict weights", connects: false, needs: Needs::Encoder, run: files::weights },
+    Check { name: "generator", connects: false, needs: Needs::Nothing, run: files::generator },
+    Check { name: "record sizes", connects: false, needs: Needs::Nothing, run: limits::record_sizes },
+    Check { name: "topics store", connects: true, needs: Needs::StoreConfig, run: connections::store },
+    Check { name: "input topics", connects: true, needs: Needs::Store, run: connections::inputs },
+    Check { name: "partition counts", connects: true, needs: Needs::Store, run: connections::partitions },
+    Check { name: "topic settings", connects: true, needs: Needs::Store, run: connections::topic_settings },
+    Check { name: "recorded job", connects: true, needs: Needs::Store, run: connections::recorded },
+    Check { name: "schema registry", connects: true, needs: Needs::Nothing, run: services::registry },
+    Check { name: "llm service", connects: true, needs: Needs::Nothing, run: services::llm },
+    Check { name: "vector store", connects: true, needs: Needs::Encoder, run: services::points },
 ];
 
 /// What the checks look at, and what the earlier ones found out for the later ones.
@@ -151,8 +183,8 @@ pub fn check(target: &Target, offline: bool) -> Report {
     for check in CHECKS {
         let skipped = match check.connects {
             true if offline => Some("--offline"),
-            true if !reachable || !whole => Some("the configuration of the store has problems"),
-            _ => None,
+            true if !whole => Some("the configuration couldn't be read whole"),
+            _ => check.needs.missing(&subject, reachable),
         };
         match skipped {
             Some(why) => report.skipped.push((check.name, why.to_owned())),

@@ -56,7 +56,7 @@ struct Store {
 impl Store {
     fn config(&self) -> Result<Config> {
         match (&self.config, &self.state) {
-            (Some(path), _) => Config::read(path),
+            (Some(path), _) => Config::read_with_inputs(path),
             (None, Some(state)) => {
                 let files = InputFiles::of_state(state)?;
                 let plain = || Raw { state: Some(state.clone()), ..Raw::default() };

@@ -2,7 +2,6 @@
 
 use super::Store;
 use crate::config::checked::{Config, InputFiles};
-use crate::config::raw::Raw;
 use crate::copies::{Copies, Target};
 use crate::demo;
 use crate::job::{Job, Started};
@@ -24,7 +23,7 @@ pub(super) struct Arguments {
     #[command(flatten)]
     store: Store,
     /// JSON Lines of interactions, in the place of a topic; - reads standard input.
-    #[arg(long, value_name = "FILE", requires = "items", requires = "state")]
+    #[arg(long, value_name = "FILE", requires = "items")]
     interactions: Option<PathBuf>,
     /// JSON Lines of items; - reads standard input.
     #[arg(long, value_name = "FILE", requires = "interactions")]
@@ -65,7 +64,12 @@ impl Arguments {
     /// The configuration, and whether it reads files.
     fn config(&self) -> Result<(Config, bool)> {
         let (Some(interactions), Some(items)) = (&self.interactions, &self.items) else {
-            return Ok((self.store.config()?, false));
+            let config = match &self.store.config {
+                // Without input files on the command line it runs on topics, whatever it ran on before.
+                Some(path) => Config::read(path)?,
+                None => self.store.config()?,
+            };
+            return Ok((config, false));
         };
         let files = InputFiles {
             interactions: interactions.clone(),
@@ -74,11 +78,27 @@ impl Arguments {
             follow: self.follow,
             dry: self.dry,
         };
-        let mut raw = match &self.store.state {
-            Some(state) => files.raw(state),
-            None => Raw::default(),
+        let raw = match (&self.store.config, &self.store.state) {
+            (Some(path), _) => {
+                let mut raw = Config::raw_of(path)?;
+                if self.dry {
+                    files.dry(&mut raw);
+                }
+                raw
+            }
+            (None, Some(state)) => {
+                let mut raw = files.raw(state);
+                raw.telemetry = telemetry::Config::off();
+                raw
+            }
+            (None, None) => {
+                return Err(Error::fatal(
+                    "find the job",
+                    "input files without a job",
+                    "give --state DIR, or --config FILE",
+                ));
+            }
         };
-        raw.telemetry = telemetry::Config::off();
         Ok((Config::check(raw, Some(files))?, true))
     }
 
@@ -179,8 +199,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         judged.dead_letters.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
     let refused = if refused.is_empty() { "none".to_owned() } else { refused.join(", ") };
     eprintln!(
-        "run: {} of {} interactions accepted, dead letters: {refused}",
-        judged.accepted, judged.interactions
+        "run: {} of {} interactions accepted, {} seen before, dead letters: {refused}",
+        judged.accepted, judged.interactions, judged.seen
     );
     let summary = Summary::of(&job, started.elapsed().as_secs_f64());
     if let Some(path) = &arguments.summary {

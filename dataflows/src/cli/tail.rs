@@ -98,6 +98,8 @@ struct Printer<'a> {
     held: BTreeMap<(i64, u32, i64), String>,
     holding: bool,
     several: bool,
+    /// Why standard output can't be written, other than that nobody reads it any more.
+    broken: Option<std::io::Error>,
 }
 
 impl Printer<'_> {
@@ -127,14 +129,41 @@ impl Printer<'_> {
     /// that has seen enough ends the command, not in an error.
     fn print(&mut self, text: &str) -> bool {
         self.printed += 1;
-        writeln!(self.out, "{text}").is_ok() && self.arguments.limit.is_none_or(|limit| self.printed < limit)
+        let written = writeln!(self.out, "{text}");
+        self.keep(written) && self.arguments.limit.is_none_or(|limit| self.printed < limit)
     }
 
     /// Prints what was held back. False where nobody reads any more.
     fn release(&mut self) -> bool {
         self.holding = false;
         let held = std::mem::take(&mut self.held);
-        held.values().all(|text| self.print(text)) && self.out.flush().is_ok()
+        held.values().all(|text| self.print(text)) && self.flush()
+    }
+
+    fn flush(&mut self) -> bool {
+        let flushed = self.out.flush();
+        self.keep(flushed)
+    }
+
+    /// Whether a write went well; keeps a failure that a person must hear of.
+    fn keep(&mut self, written: std::io::Result<()>) -> bool {
+        match written {
+            Ok(()) => return true,
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+            Err(error) => self.broken = Some(error),
+        }
+        false
+    }
+
+    /// Ends the command.
+    fn end(mut self) -> Result<()> {
+        self.flush();
+        match self.broken {
+            None => Ok(()),
+            Some(error) => {
+                Err(Error::fatal("write to standard output", error, "lines are missing: is the disk full?"))
+            }
+        }
     }
 }
 
@@ -187,29 +216,29 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         printed: 0,
         held: BTreeMap::new(),
         holding: arguments.last.is_some(),
+        broken: None,
         several: ends.len() > 1 && arguments.partition.is_none(),
         name,
     };
     if !arguments.follow {
         read_range(&mut *topics, &printer.name.clone(), &from, &ends, |record| printer.take(&record))?;
         printer.release();
-        return Ok(());
+        return printer.end();
     }
     let mut reader = topics.reader(&printer.name, &from)?;
     loop {
         for record in reader.poll(POLL.0, POLL.1)? {
             if !printer.take(&record) {
-                let _ = printer.out.flush();
-                return Ok(());
+                return printer.end();
             }
         }
         let at_end = reader.positions().iter().zip(&ends).all(|(at, end)| at >= end);
         let reads = match printer.holding {
             true => !at_end || printer.release(),
-            false => printer.out.flush().is_ok(),
+            false => printer.flush(),
         };
         if !reads {
-            return Ok(());
+            return printer.end();
         }
     }
 }

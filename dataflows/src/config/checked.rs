@@ -81,10 +81,16 @@ impl InputFiles {
     pub fn raw(&self, state: &Path) -> Raw {
         let mut raw = Raw { state: Some(state.to_owned()), ..Raw::default() };
         if self.dry {
-            raw.generator.kind = GeneratorKind::Template;
-            raw.encoder.kind = EncoderKind::Hashed;
+            self.dry(&mut raw);
         }
         raw
+    }
+
+    /// Puts the parts without a model in the place of the others.
+    pub fn dry(&self, raw: &mut Raw) {
+        raw.generator.kind = GeneratorKind::Template;
+        raw.generator.openai = None;
+        raw.encoder.kind = EncoderKind::Hashed;
     }
 
     fn remember(&self, state: &Path) -> Result<()> {
@@ -132,6 +138,14 @@ impl Config {
     /// # Errors
     /// `Fatal` with every problem, each with its key.
     pub fn read(path: &Path) -> Result<Self> {
+        Config::check(Config::raw_of(path)?, None)
+    }
+
+    /// Reads a file without checking its values.
+    ///
+    /// # Errors
+    /// `Fatal` with everything that is no key or of another type, each with its line.
+    pub fn raw_of(path: &Path) -> Result<Raw> {
         let text = std::fs::read_to_string(path).map_err(|e| {
             Error::fatal(format!("read {}", path.display()), e, "name a TOML file with --config")
         })?;
@@ -144,7 +158,18 @@ impl Config {
                 "deploy/config has examples with every key",
             ));
         }
-        Config::check(raw.unwrap_or_default(), None)
+        Ok(raw.unwrap_or_default())
+    }
+
+    /// Reads and checks a file. Input files that its job last ran on, noted in the state folder, count.
+    ///
+    /// # Errors
+    /// Those of [`Config::raw_of`] and [`Config::check`].
+    pub fn read_with_inputs(path: &Path) -> Result<Self> {
+        let raw = Config::raw_of(path)?;
+        let state = raw.state.clone().unwrap_or_else(|| PathBuf::from("state"));
+        let files = if raw.topics.kind == TopicsKind::Local { InputFiles::of_state(&state)? } else { None };
+        Config::check(raw, files)
     }
 
     /// Checks a configuration.

@@ -139,11 +139,11 @@ fn calls(out: &mut String, summary: &Summary, samples: &[Sample]) {
         out,
         "<section class=\"card\"><h2>Asked once for each thing that changed</h2>\
          <p>Made: <b>{}</b> first calls for {} distinct keys. A pipeline that asks everything again would have made <b>{}</b>{times}.</p>\
-         <p class=\"faint\">Asking everything again means: at each of the {} committed epochs one call for every content key that was wanted at that epoch, whether it was answered before or not. Retries are left out on both sides.</p></section>",
+         <p class=\"faint\">Asking everything again means: at each of the {} epochs that brought input one call for every content key that was wanted at that epoch, whether it was answered before or not. Retries are left out on both sides.</p></section>",
         number(last.calls as f64),
         number(summary.called as f64),
         number(last.recomputed as f64),
-        number(summary.epochs as f64)
+        number(last.refreshes as f64)
     );
 }
 

@@ -21,8 +21,10 @@ pub struct Sample {
     pub answered: u64,
     /// Calls with attempt 1.
     pub calls: u64,
-    /// Calls of a pipeline that asks for every wanted key at every epoch.
+    /// Calls of a pipeline that asks for every wanted key at every epoch that brings input.
     pub recomputed: u64,
+    /// How many such epochs there were.
+    pub refreshes: u64,
 }
 
 /// Samples of a run.
@@ -31,6 +33,8 @@ pub struct Samples {
     kept: Vec<Sample>,
     newest: Sample,
     epoch: i64,
+    /// Records of the inputs up to the last epoch that brought any.
+    read: u64,
     every: usize,
     since: usize,
 }
@@ -43,6 +47,7 @@ impl Samples {
             kept: Vec::new(),
             newest: Sample::default(),
             epoch: 0,
+            read: 0,
             every: 1,
             since: 0,
         }
@@ -52,7 +57,14 @@ impl Samples {
     pub fn look(&mut self, job: &Job) {
         let (sink, requester) = (job.sink(), job.requester());
         let wanted = requester.wanted().len() as u64;
-        let closed = job.committed() > self.epoch;
+        // An epoch of answers alone is none of the input's: how many of these there are depends on the
+        // machine.
+        let judged = job.judgements();
+        let read = judged.interactions + judged.items + judged.candidates;
+        let closed = job.committed() > self.epoch && read > self.read;
+        if closed {
+            self.read = read;
+        }
         self.epoch = job.committed();
         self.take(Sample {
             seconds: self.begun.elapsed().as_secs_f64(),
@@ -62,6 +74,7 @@ impl Samples {
             answered: requester.answered() as u64,
             calls: requester.accounting.first_calls,
             recomputed: self.newest.recomputed + if closed { wanted } else { 0 },
+            refreshes: self.newest.refreshes + u64::from(closed),
         });
     }
 

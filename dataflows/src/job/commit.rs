@@ -3,6 +3,7 @@
 use super::{Commit, Job, Uncommitted};
 use crate::epochs;
 use crate::pipeline::{EpochInput, EpochOutput};
+use crate::points::SLICE;
 use crate::queue::Activity;
 use crate::sink::Committed;
 use crate::sources::Harvest;
@@ -79,7 +80,9 @@ impl Job {
             harvest,
             activity,
             output,
-            found: false,
+            written: false,
+            found: Vec::new(),
+            looked_up: false,
             stalled: None,
         });
         self.finish(Duration::ZERO)
@@ -98,7 +101,12 @@ impl Job {
             }
         }
         match self.write_points(&mut waiting) {
-            Ok(()) => {}
+            Ok(true) => {}
+            Ok(false) => {
+                waiting.stalled = None;
+                self.uncommitted = Some(waiting);
+                return Ok(None);
+            }
             Err(error) => {
                 let Disposition::Retry { after } = error.disposition else { return Err(error) };
                 tracing::warn!(%error, epoch = waiting.record.epoch, "the epoch waits for the store of points");
@@ -147,28 +155,45 @@ impl Job {
         Ok(Some((record.epoch, committed)))
     }
 
-    /// Writes an epoch's points, and looks its pairs up. What was done stays done when it is tried again.
-    fn write_points(&mut self, waiting: &mut Uncommitted) -> Result<()> {
-        let Some(points) = &mut self.points else { return Ok(()) };
+    /// Writes a slice of an epoch's points or looks up one of its pairs, and says whether all is done.
+    /// What was done stays done when it is tried again.
+    fn write_points(&mut self, waiting: &mut Uncommitted) -> Result<bool> {
+        let Some(points) = &mut self.points else { return Ok(true) };
         if !waiting.publish {
             // While the job catches up nobody reads: the first epoch that publishes writes them all.
             points.fall_behind();
-            return Ok(());
+            return Ok(true);
         }
         let epoch = waiting.record.epoch;
-        points.write(epoch, &self.demonstrations, &waiting.output.demonstrations)?;
-        if self.semantics.search == Search::Stored && !waiting.found {
-            let found = points.find(&waiting.output.lookups, self.semantics.demonstrations)?;
-            let input = EpochInput { found, ..EpochInput::default() };
-            let second = self.engine.run(second_time(epoch), clock_of(&waiting.record, true), input);
-            if let Some(points) = &mut self.points {
-                points.figures.recalled += second.recall.0;
-                points.figures.measured += second.recall.1;
+        if !waiting.written {
+            waiting.written = points.write(epoch, &self.demonstrations, &waiting.output.demonstrations)?;
+            if !waiting.written {
+                return Ok(false);
             }
-            waiting.output.merge(second);
-            waiting.found = true;
         }
-        Ok(())
+        if self.semantics.search == Search::Exact || waiting.looked_up {
+            return Ok(true);
+        }
+        let left = &waiting.output.lookups[waiting.found.len()..];
+        let slice = &left[..left.len().min(SLICE)];
+        match points.find(slice, self.semantics.demonstrations) {
+            Ok(found) => waiting.found.extend(found),
+            Err(error) => {
+                // A store that lost its points has to have them again first.
+                waiting.written &= points.in_step();
+                return Err(error);
+            }
+        }
+        if waiting.found.len() < waiting.output.lookups.len() {
+            return Ok(false);
+        }
+        let input = EpochInput { found: std::mem::take(&mut waiting.found), ..EpochInput::default() };
+        let second = self.engine.run(second_time(epoch), clock_of(&waiting.record, true), input);
+        points.figures.recalled += second.recall.0;
+        points.figures.measured += second.recall.1;
+        waiting.output.merge(second);
+        waiting.looked_up = true;
+        Ok(true)
     }
 
     /// Runs a recorded epoch again. One that is committed commits nothing; one that isn't is
@@ -181,7 +206,7 @@ impl Job {
             return Err(Error::fatal(
                 format!("replay epoch {}", record.epoch),
                 "the interactions give other partition maxima than the epoch recorded",
-                "the log was truncated or changed below a committed bound: start a new job on what is left",
+                "the log was truncated or changed below a committed bound, or a schema that the registry didn't know is known now: start a new job on it",
             ));
         }
         if record.epoch > self.committed {

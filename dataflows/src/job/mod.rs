@@ -32,6 +32,7 @@ use ictflow_connectors::points::Points;
 use ictflow_connectors::topics::{Topics, Writer};
 use ictflow_connectors::{Disposition, Error, Result};
 use ictflow_operators::ict::Weights;
+use ictflow_operators::retrieval::Found;
 use ictflow_schemas::config::Semantics;
 use ictflow_schemas::demonstration::Demonstration;
 use ictflow_schemas::epoch::{Actives, EpochRecord, config_digest};
@@ -154,8 +155,12 @@ struct Uncommitted {
     harvest: Harvest,
     activity: Activity,
     output: EpochOutput,
-    /// Whether its pairs were looked up.
-    found: bool,
+    /// Whether its points are acknowledged.
+    written: bool,
+    /// What lookups gave so far, in their order.
+    found: Vec<Found>,
+    /// Whether its pairs have what was found.
+    looked_up: bool,
     /// What its commit waits for, and until when.
     stalled: Option<(String, Instant)>,
 }

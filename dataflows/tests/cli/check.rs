@@ -28,6 +28,19 @@ fn a_good_job_has_no_problem_and_nothing_is_written() {
     run(path, &["check", "--config", "new.toml"]).good();
     assert_eq!(snapshot(path), before);
     assert!(!path.join("new").exists());
+    // What can't be looked at isn't said to be good.
+    let text = std::fs::read_to_string(path.join("new.toml")).unwrap().replace("hashed", "minilm");
+    let encoder = text.replace("[encoder]\n", "[encoder]\nfolder = \"no-encoder\"\n");
+    let qdrant = "[qdrant]\nurl = \"http://127.0.0.1:1\"\n[ict]\nweights = \"/nowhere\"\n";
+    std::fs::write(path.join("blind.toml"), format!("{encoder}{qdrant}")).unwrap();
+    let ran = run(path, &["check", "--config", "blind.toml", "--json"]);
+    assert_eq!(ran.code, Some(1), "{}", ran.err);
+    let report: Value = serde_json::from_str(&ran.out).unwrap();
+    let skipped: Vec<&str> =
+        report["skipped"].as_array().unwrap().iter().filter_map(|check| check[0].as_str()).collect();
+    for check in ["ict weights", "vector store", "input topics", "recorded job"] {
+        assert!(skipped.contains(&check), "{check}: {}", ran.out);
+    }
 }
 
 #[test]

@@ -21,7 +21,11 @@ fn the_quick_start_of_the_readme() {
         std::fs::write(path.join(name), content.split("END\n").next().unwrap()).unwrap();
     }
     let ran = run(path, &DRY);
-    assert!(ran.err.contains("3 of 3 interactions accepted, dead letters: none"), "{}", ran.err);
+    assert!(
+        ran.err.contains("3 of 3 interactions accepted, 0 seen before, dead letters: none"),
+        "{}",
+        ran.err
+    );
     assert_eq!(ran.good(), "", "figures and warnings go to standard error");
     let features = parsed(&tail(path, &[]));
     assert_eq!(features.len(), 1);
@@ -202,4 +206,44 @@ fn a_reader_that_closes_the_pipe_ends_the_job_after_the_commit() {
         let status = child.wait().unwrap();
         assert!(status.code().is_some(), "{status}");
     }
+}
+
+#[test]
+fn a_configuration_holds_for_a_job_on_files_too() {
+    let world = world(12);
+    let path = world.path();
+    std::fs::write(
+        path.join("job.toml"),
+        "job = \"mine\"\nstate = \"mystate\"\n[generator]\nkind = \"template\"\n[encoder]\nkind = \"hashed\"\n\
+         [telemetry]\nlisten = \"off\"\n[semantics]\nhistory_length = 2\nprompt_history = 2\n",
+    )
+    .unwrap();
+    let arguments =
+        ["run", "--config", "job.toml", "--interactions", "clicks.jsonl", "--items", "items.jsonl"];
+    let ran = run(path, &[&arguments[..], &["--candidates", "recall.jsonl"]].concat());
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    assert!(path.join("mystate").exists() && !path.join("state").exists());
+    let tail = |topic| parsed(&run(path, &["tail", "--config", "job.toml", topic]).good());
+    let features = tail("features");
+    assert!(!features.is_empty());
+    assert!(
+        features.iter().all(|f| f["value"].is_null() || f["value"]["history"].as_array().unwrap().len() <= 2)
+    );
+    assert!(!tail("interactions").is_empty(), "the files are found again");
+    let epochs = tail("epochs");
+    assert!(epochs.iter().all(|epoch| epoch["value"]["job"] == "mine"));
+    // Without a job there is nowhere to keep it.
+    let refused = run(path, &["run", "--interactions", "clicks.jsonl", "--items", "items.jsonl"]).refused();
+    assert!(refused.contains("--state"), "{refused}");
+}
+
+#[test]
+fn a_full_disk_is_no_closed_pipe() {
+    let world = world(12);
+    let path = world.path();
+    run(path, &dry(&[])).good();
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut child = spawn(path, &["tail", "--state", "look"], Stdio::from(full));
+    assert_eq!(ended(path, &mut child).code(), Some(1), "{}", said(path));
+    assert!(said(path).contains("is the disk full?"), "{}", said(path));
 }

@@ -229,6 +229,17 @@ fn damage(world: &World, demonstrations: &[Arc<Demonstration>]) {
             _ => {}
         }
     }
+    // Vectors that are gone under demonstrations: their items have none any more.
+    let bare: BTreeSet<String> = demonstrations
+        .iter()
+        .step_by(5)
+        .filter_map(|c| c.item_state.vector.as_ref().map(|vector| vector.text.hex()))
+        .collect();
+    for (key, (partition, value)) in &newest["embeddings"] {
+        if bare.contains(&Embedding::decode(value).unwrap().digest) {
+            records.push(new("embeddings", *partition, key.clone(), None));
+        }
+    }
     // Edits that nobody answers: the demonstrations on these items fall back to their old text.
     let edited: BTreeSet<&str> = demonstrations.iter().rev().step_by(2).map(|c| &*c.item).collect();
     for id in edited {
