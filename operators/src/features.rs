@@ -313,7 +313,7 @@ mod tests {
             let pair = |n: usize| PairUpdate {
                 user: format!("u{}", n % 3).into(),
                 item: format!("i{}", n / 3).into(),
-                retrieved: (n % 7 > 0).then(|| Retrieved {
+                retrieved: (!n.is_multiple_of(7)).then(|| Retrieved {
                     view: views[n % 3].clone(),
                     item: item(n / 3, creator),
                     used: vec![],

@@ -4,7 +4,6 @@ use crate::Fallible;
 use serde::Serialize;
 use std::fmt;
 use std::process::Command;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The machine.
 #[derive(Clone, Debug, Serialize)]
@@ -88,7 +87,7 @@ pub fn cpu_seconds() -> Fallible<f64> {
 
 /// Now, UTC to the minute.
 pub fn date() -> Fallible<String> {
-    let minutes = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() / 60;
+    let minutes = ictflow_connectors::clock::now_ms().unsigned_abs() / 60_000;
     let (mut days, mut year) = (minutes / 1440, 1970);
     let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
     while days >= 365 + u64::from(leap(year)) {

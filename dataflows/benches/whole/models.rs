@@ -81,7 +81,8 @@ pub fn llm(arguments: &Arguments, report: &mut Report) -> Fallible<()> {
     let (mut long, mut short) = (load(Decoding::default().max_gap_tokens)?, load(SHORT_GAP)?);
     // The heads of the prompts are computed at first use and kept.
     for request in &requests {
-        (long.generate(request, 1)?, short.generate(request, 1)?);
+        long.generate(request, 1)?;
+        short.generate(request, 1)?;
     }
     let [mut cots, mut prompt, mut written] = [const { Vec::new() }; 3];
     let mut each = (0, 0);
