@@ -16,7 +16,7 @@ help:
 	@echo "make demo        MovieLens-100K as streams through the whole pipeline (about 5 minutes after the build)"
 	@echo "make demo-again  a new job over the demo's logs: no call, every vector equal byte for byte"
 	@echo "make test        lints, unit tests, the end-to-end suite on a real Kafka, the oracle's own tests"
-	@echo "make bench       throughput, latency, memory, models and commits, with their spread (BENCH=\"--quick\": 2 minutes)"
+	@echo "make bench       throughput, latency, memory, models and commits, with their spread (BENCH=\"--quick\": 5 minutes)"
 	@echo "make build       the binary, target/release/ictflow"
 	@echo "make doc         the code's documentation"
 	@echo "Parts: models, tools and toolchain set up; lint, unit, suite and oracle test."

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! make bench                                  everything
-//! make bench BENCH="--quick"                  small sizes, about two minutes
+//! make bench BENCH="--quick"                  small sizes, about five minutes
 //! make bench BENCH="--only ict --only commit" some sections
 //! make bench BENCH="--kafka HOST:PORT"        commits to a real Kafka too
 //! ```
