@@ -12,8 +12,6 @@ use ictflow_operators::clock::Clock;
 use ictflow_schemas::config::Search;
 use ictflow_schemas::epoch::EpochRecord;
 use ictflow_schemas::topic::Topic;
-use ictflow_schemas::{Id, Millis, NO_TIME};
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -56,11 +54,6 @@ impl Job {
         mut harvest: Harvest,
     ) -> Result<Option<(i64, Committed)>> {
         let begun = Instant::now();
-        let mut newest: HashMap<Id, Millis> = HashMap::new();
-        for event in &harvest.input.events {
-            let time = newest.entry(event.user.clone()).or_insert(NO_TIME);
-            *time = (*time).max(event.entry.event_time);
-        }
         self.last = Some(record.clone());
         self.look_caught_up();
         self.publish |= self.caught_up;
@@ -74,7 +67,6 @@ impl Job {
         }
         self.uncommitted = Some(Uncommitted {
             begun,
-            newest,
             record,
             publish,
             harvest,
@@ -115,7 +107,7 @@ impl Job {
                 return Ok(None);
             }
         }
-        let Uncommitted { begun, newest, record, publish, harvest, activity, output, .. } = waiting;
+        let Uncommitted { begun, record, publish, harvest, activity, output, .. } = waiting;
         let offsets: Vec<(String, u32, i64)> = self
             .sources
             .iter()
@@ -135,7 +127,7 @@ impl Job {
         )?;
         let now = clock::now_ms();
         let ages = self.sink.published().iter().filter_map(|(user, vectors)| {
-            newest.get(user).map(|time| (now.saturating_sub(*time).max(0), *vectors))
+            activity.users.get(user).map(|time| (now.saturating_sub(*time).max(0), *vectors))
         });
         self.commit =
             Commit { took: begun.elapsed(), transaction: transaction.elapsed(), ages: ages.collect() };

@@ -3,8 +3,8 @@
 //! The order for an epoch: its bounds are committed on `epochs`; its records are judged and enter the
 //! dataflow; its points are acknowledged by their store, where there is one; its outputs and progress
 //! are committed in one transaction. An epoch that waits for the store is kept and tried again, and
-//! nothing later begins meanwhile. Answers of the LLM and the
-//! encoder are journaled between epochs and come back as records of a later one.
+//! nothing later begins meanwhile. Answers of the LLM and the encoder are journaled between epochs and
+//! come back as records of a later one.
 //!
 //! At start: fence both writers, *then* read progress and bounds, replay every recorded epoch from the
 //! earliest offsets, and go on. Replayed epochs commit nothing; the first new one publishes the
@@ -39,8 +39,8 @@ use ictflow_schemas::epoch::{Actives, EpochRecord, config_digest};
 use ictflow_schemas::framing::Digest;
 use ictflow_schemas::topic::{NewRecord, Record, Topic};
 use ictflow_schemas::wire::Format;
-use ictflow_schemas::{Id, Millis, NO_TIME};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use ictflow_schemas::{Millis, NO_TIME};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -148,8 +148,6 @@ pub struct Commit {
 /// An epoch that has run and isn't committed yet.
 struct Uncommitted {
     begun: Instant,
-    /// By user, the time of the newest event that it brought.
-    newest: HashMap<Id, Millis>,
     record: EpochRecord,
     publish: bool,
     harvest: Harvest,
@@ -283,7 +281,7 @@ impl Job {
     }
 
     fn fill(&mut self, wait: Duration) -> Result<()> {
-        let limit = READ_AHEAD.max(self.options.epoch_max_events);
+        let limit = self.read_ahead();
         let mut wait = wait;
         for source in self.sources.iter_mut().rev() {
             // The interactions may wait for input; whatever comes meanwhile is found after them.
