@@ -208,6 +208,7 @@ impl Sink {
             epoch,
             publishing: publish,
             writer_version: WRITER_VERSION.to_owned(),
+            snapshot: None,
         };
         let topic = self.names.of(Topic::Progress);
         records.push(record(topic, 0, progress.key(), Some(progress.encode())));

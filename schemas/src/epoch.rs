@@ -40,6 +40,39 @@ pub struct EpochRecord {
     pub config_digest: String,
     /// The semantic configuration itself, where it changed (always on the first record).
     pub config: Option<String>,
+    /// By input log, the first offset of each partition that the job's state rests on: on the first
+    /// record where the logs began, later where a truncation was accepted. Empty elsewhere, and on
+    /// records of before this field.
+    #[serde(default)]
+    pub starts: BTreeMap<String, Vec<i64>>,
+    /// Users who are erased with this epoch.
+    #[serde(default)]
+    pub erasures: Vec<Erasure>,
+    /// Where the outputs go from this epoch on; `None` leaves them where they went.
+    #[serde(default)]
+    pub outputs: Option<Outputs>,
+}
+
+/// A user whose records below these offsets, of the user's partitions, are dropped for ever.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Erasure {
+    /// The user.
+    pub user: String,
+    /// The first offset of `interactions` that counts again.
+    pub interactions: i64,
+    /// The first offset of `candidates` that counts again.
+    pub candidates: i64,
+}
+
+/// The outputs that a job writes, as `promote` and `rollback` switch them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outputs {
+    /// The topic of the features.
+    pub features: String,
+    /// The topic of the examples.
+    pub examples: String,
+    /// The collection of points, where the job has a store of points.
+    pub collection: Option<String>,
 }
 
 impl EpochRecord {
@@ -65,6 +98,9 @@ pub struct Progress {
     pub publishing: bool,
     /// The version of the program that wrote it.
     pub writer_version: String,
+    /// The epoch of the newest snapshot that was good by then; a hint for people, a start looks itself.
+    #[serde(default)]
+    pub snapshot: Option<i64>,
 }
 
 impl Progress {

@@ -9,7 +9,7 @@ use ictflow_schemas::candidates::Candidates;
 use ictflow_schemas::cot::{CotRecord, CotStatus};
 use ictflow_schemas::dead_letter::DeadLetter;
 use ictflow_schemas::embedding::{Embedding, EmbeddingStatus};
-use ictflow_schemas::epoch::{Actives, EpochRecord, Progress};
+use ictflow_schemas::epoch::{Actives, EpochRecord, Erasure, Outputs, Progress};
 use ictflow_schemas::example::{ExampleRecord, HistoryRecord};
 use ictflow_schemas::feature::{CotStatus as Status, Feature, UsedDemonstration};
 use ictflow_schemas::framing::hex;
@@ -104,31 +104,44 @@ fn golden_values_decode_for_ever() {
             vector: vec![0.6, -0.8],
         },
     );
+    let epoch = EpochRecord {
+        job: text("shop"),
+        epoch: 3,
+        ends: [(text("interactions"), vec![10, 20])].into(),
+        maxima: vec![5, i64::MIN],
+        clock: 5,
+        actives: Actives {
+            llm_model: text("m"),
+            prompt_version: text("p"),
+            parameters: text("{}"),
+            encoder: text("e"),
+            ict_weights: text("w"),
+        },
+        config_digest: "cd".repeat(32),
+        config: Some(text("{}")),
+        starts: BTreeMap::new(),
+        erasures: vec![],
+        outputs: None,
+    };
+    golden.check(1, false, &epoch);
     golden.check(
-        1,
+        2,
         true,
         &EpochRecord {
-            job: text("shop"),
-            epoch: 3,
-            ends: [(text("interactions"), vec![10, 20])].into(),
-            maxima: vec![5, i64::MIN],
-            clock: 5,
-            actives: Actives {
-                llm_model: text("m"),
-                prompt_version: text("p"),
-                parameters: text("{}"),
-                encoder: text("e"),
-                ict_weights: text("w"),
-            },
-            config_digest: "cd".repeat(32),
-            config: Some(text("{}")),
+            starts: [(text("interactions"), vec![3, 0])].into(),
+            erasures: vec![Erasure { user: text("u1"), interactions: 7, candidates: 0 }],
+            outputs: Some(Outputs {
+                features: text("features.b"),
+                examples: text("examples.b"),
+                collection: Some(text("b")),
+            }),
+            ..epoch
         },
     );
-    golden.check(
-        1,
-        true,
-        &Progress { job: text("shop"), epoch: 3, publishing: true, writer_version: text("1") },
-    );
+    let progress =
+        Progress { job: text("shop"), epoch: 3, publishing: true, writer_version: text("1"), snapshot: None };
+    golden.check(1, false, &progress);
+    golden.check(2, true, &Progress { snapshot: Some(2), ..progress });
     golden.check(
         1,
         true,
@@ -180,5 +193,6 @@ fn golden_values_decode_for_ever() {
             payload: None,
         },
     );
-    assert_eq!(golden.0.len(), Topic::ALL.len(), "an entry for every version of every topic");
+    let versions: usize = Topic::ALL.iter().map(|topic| ictflow_schemas::wire::versions(*topic).len()).sum();
+    assert_eq!(golden.0.len(), versions, "an entry for every version of every topic");
 }

@@ -87,6 +87,7 @@ pub fn start(folder: &Path, semantics: &Semantics, partitions: u32, workers: usi
         create_inputs: Some(partitions),
         generate: false,
         calls_file: None,
+        edges: Default::default(),
     };
     let mut job = Job::start(parts, Arc::new(semantics.clone()), options)?;
     job.run_until_idle(|_| {})?;

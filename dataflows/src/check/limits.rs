@@ -93,6 +93,9 @@ fn bounds(subject: &Subject) -> usize {
         actives: actives(),
         config_digest: config_digest(&config).hex(),
         config: Some(config),
+        starts: BTreeMap::new(),
+        erasures: Vec::new(),
+        outputs: None,
     };
     wire_size(&record.key(), Some(&record.encode()), &[])
 }

@@ -275,6 +275,7 @@ impl Config {
         let create_inputs = (!kafka).then(|| raw.topics.partitions.unwrap_or(1));
         let options = Options {
             calls_file: Some(state.join(format!("{job}.calls"))),
+            edges: Default::default(),
             job,
             names,
             workers,

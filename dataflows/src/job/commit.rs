@@ -1,6 +1,6 @@
 //! An epoch from its bounds to its commit, once; or run again where it is committed already.
 
-use super::{Commit, Job, Uncommitted};
+use super::{Commit, Edge, Job, Uncommitted};
 use crate::epochs;
 use crate::pipeline::{EpochInput, EpochOutput};
 use crate::points::SLICE;
@@ -45,6 +45,7 @@ impl Job {
         harvest: Harvest,
     ) -> Result<Option<(i64, Committed)>> {
         epochs::commit(&mut *self.bounds, self.options.names.of(Topic::Epochs), &record)?;
+        self.options.edges.pass(Edge::BoundsRecorded, record.epoch);
         self.run_and_commit(record, harvest)
     }
 
@@ -107,6 +108,7 @@ impl Job {
                 return Ok(None);
             }
         }
+        self.options.edges.pass(Edge::PointsAcknowledged, waiting.record.epoch);
         let Uncommitted { begun, record, publish, harvest, activity, output, .. } = waiting;
         let offsets: Vec<(String, u32, i64)> = self
             .sources
@@ -116,6 +118,7 @@ impl Job {
                 source.ends().iter().enumerate().map(move |(p, end)| (name.clone(), p as u32, *end))
             })
             .collect();
+        self.options.edges.pass(Edge::BeforeCommit, record.epoch);
         let transaction = Instant::now();
         let committed = self.sink.commit(
             record.epoch,
@@ -134,6 +137,7 @@ impl Job {
         for letter in &harvest.dead_letters {
             *self.dead_letters.entry((letter.stage.clone(), letter.reason.clone())).or_default() += 1;
         }
+        self.options.edges.pass(Edge::Committed, record.epoch);
         self.committed = record.epoch;
         self.requester.apply(&output, &harvest.answered, &harvest.embedded, &activity);
         self.totals.epochs += 1;
@@ -212,6 +216,7 @@ impl Job {
             let input = EpochInput { found: self.sink.take_used(), ..EpochInput::default() };
             self.engine.run(second_time(record.epoch), clock_of(&record, false), input);
         }
+        self.options.edges.pass(Edge::Rebuilding, record.epoch);
         self.sink.replay(&output.examples);
         self.requester.apply(&output, &harvest.answered, &harvest.embedded, &activity);
         self.last = Some(record);

@@ -14,6 +14,7 @@
 //! around them and what a job shows.
 
 mod commit;
+mod edge;
 mod start;
 
 use crate::engine::Engine;
@@ -45,6 +46,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use edge::{Edge, Edges};
 pub(crate) use start::{bounds_at, check_encoder, check_semantics, own_progress, read_progress};
 
 /// Answers that wait to be journaled before no more are taken: where the log can't be written, the
@@ -87,6 +89,8 @@ pub struct Options {
     pub generate: bool,
     /// Where each call's key and attempt is appended.
     pub calls_file: Option<PathBuf>,
+    /// What is called at the edges of a commit: none but in tests.
+    pub edges: Edges,
 }
 
 /// Totals since start, for the accounting.
@@ -230,7 +234,10 @@ impl Job {
             return Ok(0);
         }
         match self.topics.append(&self.unjournaled) {
-            Ok(()) => Ok(std::mem::take(&mut self.unjournaled).len()),
+            Ok(()) => {
+                self.options.edges.pass(Edge::Journaled, self.epoch());
+                Ok(std::mem::take(&mut self.unjournaled).len())
+            }
             // A record that was written all the same is written again: the greatest offset stands.
             Err(Error { disposition: Disposition::Retry { .. }, context, detail, .. }) => {
                 self.journal_retries += 1;
@@ -315,6 +322,9 @@ impl Job {
             actives: (*self.actives).clone(),
             config: (!known).then(|| self.config.clone()),
             config_digest,
+            starts: BTreeMap::new(),
+            erasures: Vec::new(),
+            outputs: None,
         }
     }
 

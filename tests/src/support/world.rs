@@ -220,6 +220,7 @@ impl World {
             create_inputs: matches!(self.store, Store::Local(_)).then_some(self.partitions),
             generate: self.generate,
             calls_file: self.calls_file.clone(),
+            edges: Default::default(),
         };
         Job::start_observed(parts, Arc::new(self.semantics.clone()), options, observe)
     }

@@ -81,6 +81,7 @@ fn start(folder: &Path, world: &World) -> Job {
         create_inputs: Some(1),
         generate: true,
         calls_file: None,
+        edges: Default::default(),
     };
     Job::start(parts, Arc::new(world.semantics.clone()), options).unwrap()
 }
