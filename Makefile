@@ -8,7 +8,7 @@ export ICTFLOW_PYTHON ?= $(HOME)/.cache/ictflow/python/bin/python
 CARGO ?= cargo
 BINARY = $(or $(CARGO_TARGET_DIR),target)/release/ictflow
 
-.PHONY: help demo demo-again test bench build models tools toolchain lint unit suite oracle doc
+.PHONY: help demo demo-again test chaos bench build models tools toolchain lint unit suite oracle doc
 # The prerequisites of a target run one after the other, also under -j: cargo is parallel by itself.
 .NOTPARALLEL:
 
@@ -16,6 +16,7 @@ help:
 	@echo "make demo        MovieLens-100K as streams through the whole pipeline (about 5 minutes after the build)"
 	@echo "make demo-again  a new job over the demo's logs: no call, every vector equal byte for byte"
 	@echo "make test        lints, unit tests, the end-to-end suite on a real Kafka, the oracle's own tests"
+	@echo "make chaos       the fault tests in their long form, seeds printed (SEED=n repeats one)"
 	@echo "make bench       throughput, latency, memory, models and commits, with their spread (BENCH=\"--quick\": 5 minutes)"
 	@echo "make build       the binary, target/release/ictflow"
 	@echo "make doc         the code's documentation"
@@ -58,6 +59,10 @@ test:
 		times="$$times $$phase $$(($$(date +%s) - started)) s,"; \
 	done; \
 	echo "test: passed in $$(($$(date +%s) - begun)) s:$${times%,}"
+
+# The fault tests of the suite and the simulation, with more rounds and seeds than `make test` has.
+chaos: toolchain tools models
+	ICTFLOW_CHAOS=1 $(if $(SEED),ICTFLOW_SEED=$(SEED)) $(CARGO) test --release --locked -p ictflow-tests -- --nocapture chaos::
 
 lint: toolchain
 	@for script in deploy/*.sh; do sh -n $$script || exit 1; done

@@ -1,5 +1,6 @@
 //! What the tests share: worlds replayed through a job, dumps, the independent oracle.
 
+pub mod chaos;
 pub mod endpoint;
 pub mod http;
 pub mod kafka;
