@@ -80,6 +80,11 @@ impl Engine {
         whole
     }
 
+    /// Workers, in all.
+    pub fn peers(&self) -> usize {
+        self.commands.len()
+    }
+
     /// By worker, the events that its `history` has taken.
     pub fn events_by_worker(&self) -> &[u64] {
         &self.events
@@ -118,6 +123,9 @@ fn spread(input: EpochInput, workers: usize) -> Vec<EpochInput> {
     for (i, found) in input.found.into_iter().enumerate() {
         shares[deal(i)].found.push(found);
     }
+    for (i, recovery) in input.recovery.into_iter().enumerate() {
+        shares[deal(i)].recovery.push(recovery);
+    }
     shares
 }
 
@@ -132,6 +140,7 @@ impl EpochOutput {
         self.demonstrations.extend(other.demonstrations);
         self.failed.extend(other.failed);
         self.lookups.extend(other.lookups);
+        self.saved.extend(other.saved);
         self.recall = (self.recall.0 + other.recall.0, self.recall.1 + other.recall.1);
         self.history_users += other.history_users;
         self.events += other.events;
@@ -146,5 +155,6 @@ impl EpochOutput {
         self.demonstrations.sort();
         self.failed.sort();
         self.lookups.sort();
+        self.saved.sort();
     }
 }

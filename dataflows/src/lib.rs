@@ -11,6 +11,7 @@ pub mod epochs;
 pub mod explain;
 pub mod filter;
 pub mod job;
+pub mod keeper;
 pub mod names;
 pub mod pipeline;
 pub mod points;

@@ -12,6 +12,9 @@
 //!                                                              ▼▼        ▼
 //!                              points ◀─ lookups ─ found ─▶ retrieval ─ features ─▶ sink
 //! ```
+//! The state of users that no compacted log holds, in `history`, `pairs` and `eligible`, is put back,
+//! forgotten and saved through an input and an output of their own (`operators/src/recovery.rs`).
+//!
 //! `lookups` and `found` are there only where a store of points searches; it is written and asked
 //! outside, between the two times that every epoch has.
 //!
@@ -26,12 +29,13 @@ use ictflow_operators::answers::{self, AnswerChange};
 use ictflow_operators::catalog::{self, ItemChange};
 use ictflow_operators::clock::Clock;
 use ictflow_operators::demonstrations::{self, demonstrations, newest};
-use ictflow_operators::eligible::eligible;
+use ictflow_operators::eligible::{self, eligible};
 use ictflow_operators::features::{FeatureUpdate, features};
 use ictflow_operators::history::{self, history};
 use ictflow_operators::ict::Weights;
 use ictflow_operators::journal::journal;
-use ictflow_operators::pairs::{CandidateChange, pairs};
+use ictflow_operators::pairs::{self, CandidateChange, pairs};
+use ictflow_operators::recovery::{Recovery, Saved};
 use ictflow_operators::retrieval::{self, Found, Lookup, retrieval};
 use ictflow_operators::staged::broadcast;
 use ictflow_operators::vectors::{self, EmbeddingChange};
@@ -63,6 +67,8 @@ pub struct EpochInput {
     pub embeddings: Vec<EmbeddingChange>,
     /// Answers of the store of points.
     pub found: Vec<Found>,
+    /// Users' states to put back, to forget, to save.
+    pub recovery: Vec<Recovery>,
 }
 
 /// What leaves in one epoch, or one worker's share of it.
@@ -86,6 +92,8 @@ pub struct EpochOutput {
     pub recall: (u64, u64),
     /// Keys with only a failure standing.
     pub failed: Changes<Digest>,
+    /// Users' states, where some were to be saved.
+    pub saved: Vec<Saved>,
     /// Users with a newest history.
     pub history_users: isize,
     /// Events that this worker's `history` took.
@@ -100,6 +108,7 @@ pub struct Inputs {
     answers: InputSession<Epoch, AnswerChange, isize>,
     embeddings: InputSession<Epoch, EmbeddingChange, isize>,
     found: InputSession<Epoch, Found, isize>,
+    recovery: InputSession<Epoch, Recovery, isize>,
     clock: InputSession<Epoch, (u64, Clock), isize>,
 }
 
@@ -121,6 +130,7 @@ pub fn pipeline(worker: &mut Worker, semantics: &Arc<Semantics>, weights: &Arc<W
         let clock = inputs.clock.to_collection(scope);
         let events = inputs.events.to_collection(scope);
         let candidates = inputs.candidates.to_collection(scope);
+        let recovery = inputs.recovery.to_collection(scope);
 
         let vectors = vectors::vectors(inputs.embeddings.to_collection(scope));
         let known = broadcast(vectors.clone().flat_map(vectors::Output::known), peers);
@@ -130,12 +140,15 @@ pub fn pipeline(worker: &mut Worker, semantics: &Arc<Semantics>, weights: &Arc<W
         let states = broadcast(catalog.clone().flat_map(catalog::Output::item), peers);
         let item_texts = catalog.flat_map(catalog::Output::wanted);
 
-        let histories = history(events.clone(), clock.clone(), semantics.clone(), taken.clone());
+        let histories =
+            history(events.clone(), clock.clone(), recovery.clone(), semantics.clone(), taken.clone());
         let examples = histories.clone().flat_map(history::Output::example);
-        let newest_histories = histories.flat_map(history::Output::newest);
-        let pairs = pairs(events.clone(), candidates, clock.clone(), semantics.clone());
+        let newest_histories = histories.clone().flat_map(history::Output::newest);
+        let paired = pairs(events.clone(), candidates, clock.clone(), recovery.clone(), semantics.clone());
+        let pairs = paired.clone().flat_map(pairs::Output::pair);
 
-        let eligible = eligible(examples.clone(), states.clone(), clock.clone(), semantics.clone());
+        let chosen = eligible(examples.clone(), states.clone(), clock.clone(), recovery, semantics.clone());
+        let eligible = chosen.clone().flat_map(eligible::Output::eligible);
         let answers = answers::answers(inputs.answers.to_collection(scope));
         let prompts = eligible.clone().map(|e| (e.key, e.view));
         let generate = journal(prompts, answers.clone().flat_map(answers::Output::answered));
@@ -180,6 +193,11 @@ pub fn pipeline(worker: &mut Worker, semantics: &Arc<Semantics>, weights: &Arc<W
         deliver(pool, out(&outbox), |out, datum, diff| out.demonstrations.push((datum, diff)));
         let failed = answers.flat_map(answers::Output::failed);
         deliver(failed, out(&outbox), |out, key, diff| out.failed.push((key, diff)));
+        let saved = histories
+            .flat_map(history::Output::saved)
+            .concat(paired.flat_map(pairs::Output::saved))
+            .concat(chosen.flat_map(eligible::Output::saved));
+        deliver(saved, out(&outbox), |out, saved, _| out.saved.push(saved));
         deliver(newest_histories, out(&outbox), |out, _, diff| out.history_users += diff);
         inputs
     });
@@ -195,6 +213,7 @@ impl Inputs {
             answers: InputSession::new(),
             embeddings: InputSession::new(),
             found: InputSession::new(),
+            recovery: InputSession::new(),
             clock: InputSession::new(),
         }
     }
@@ -214,6 +233,7 @@ impl Pipeline {
         feed(&mut inputs.answers, epoch, input.answers);
         feed(&mut inputs.embeddings, epoch, input.embeddings);
         feed(&mut inputs.found, epoch, input.found);
+        feed(&mut inputs.recovery, epoch, input.recovery);
         inputs.clock.advance_to(epoch + 1);
         inputs.clock.flush();
         let probe = &self.probe;

@@ -48,6 +48,9 @@ pub(super) struct Arguments {
     /// encoder: fast, for a first look at your own data.
     #[arg(long, requires = "interactions")]
     dry: bool,
+    /// Go on although records are gone that the job's state rests on, and put the loss on record.
+    #[arg(long)]
+    accept_truncated: bool,
     /// Stop when all input is committed and every wanted CoT is answered.
     #[arg(long)]
     until_idle: bool,
@@ -121,7 +124,7 @@ impl Arguments {
 }
 
 /// A flag that SIGTERM and SIGINT raise: the job ends after the epoch under way.
-fn stop_flag() -> Result<Arc<AtomicBool>> {
+pub(super) fn stop_flag() -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
         // A second signal ends the process at once.
@@ -147,7 +150,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let mut parts = config.parts()?;
     let stop = stop_flag()?;
     let mut copies = Copies::open(&targets, &mut *parts.topics, &config.options.names)?;
-    let (semantics, options) = (config.semantics.clone(), config.options.clone());
+    let (semantics, mut options) = (config.semantics.clone(), config.options.clone());
+    options.accept_truncated = arguments.accept_truncated;
     let job = Job::start_unless(parts, semantics, options, &stop, |job| observer.replayed(job))?;
     let mut job = match job {
         Started::Running(job) => *job,
@@ -185,6 +189,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     }
     // Answers under way were paid for: they are waited for and journaled, for a while.
     job.drain(config.drain)?;
+    job.snapshot();
     observer.finish(&mut job);
     if open {
         let totals = job.totals();

@@ -20,6 +20,7 @@ use ictflow_connectors::local::{self, Local};
 use ictflow_connectors::points::Points;
 use ictflow_connectors::qdrant::Qdrant;
 use ictflow_connectors::registry::{self, Registered};
+use ictflow_connectors::snapshots::Snapshots;
 use ictflow_connectors::topics::Topics;
 use ictflow_connectors::{Error, Result};
 use ictflow_operators::ict::{Shape, Weights, untrained};
@@ -212,6 +213,14 @@ impl Config {
             "epochs.max_events must be 1 to 1000000",
         );
         require(raw.epochs.interval_ms <= 60_000, "epochs.interval_ms must be at most 60000");
+        require(
+            (1_000..=86_400_000).contains(&raw.snapshots.interval_ms),
+            "snapshots.interval_ms must be 1000 to 86400000",
+        );
+        require(
+            raw.snapshots.url.as_deref() != Some(""),
+            "snapshots.url is empty: give a folder, a URL or off",
+        );
         let kafka = raw.topics.kind == TopicsKind::Kafka;
         require(!kafka || raw.topics.kafka.is_some(), "topics.kind is kafka and [topics.kafka] is missing");
         require(kafka || raw.topics.kafka.is_none(), "[topics.kafka] is given and topics.kind is local");
@@ -275,6 +284,7 @@ impl Config {
         let create_inputs = (!kafka).then(|| raw.topics.partitions.unwrap_or(1));
         let options = Options {
             calls_file: Some(state.join(format!("{job}.calls"))),
+            accept_truncated: false,
             edges: Default::default(),
             job,
             names,
@@ -422,7 +432,18 @@ impl Config {
             encoder,
             weights,
             points: self.points()?,
+            snapshots: self.snapshots()?,
         })
+    }
+
+    /// Where snapshots are kept and how often one is taken, `None` where they are off.
+    pub(crate) fn snapshots(&self) -> Result<Option<(Snapshots, Duration)>> {
+        let place = match self.raw.snapshots.url.as_deref() {
+            Some("off") => return Ok(None),
+            Some(url) => url.to_owned(),
+            None => self.state.join("snapshots").display().to_string(),
+        };
+        Ok(Some((Snapshots::open(&place)?, Duration::from_millis(self.raw.snapshots.interval_ms))))
     }
 
     /// The store of points with its over-fetch, `None` where the config has none.

@@ -29,7 +29,9 @@ pub struct Raw {
     pub registry: Option<registry::Config>,
     /// Every value that decides an output.
     pub semantics: Semantics,
-    /// The folder of this job's files: the `local` topics, the accounting file.
+    /// Snapshots of the job's state.
+    pub snapshots: SnapshotsConfig,
+    /// The folder of this job's files: the `local` topics, the accounting file, its snapshots.
     pub state: Option<PathBuf>,
     /// Metrics, probes and the status page.
     pub telemetry: telemetry::Config,
@@ -73,6 +75,22 @@ pub struct Epochs {
 impl Default for Epochs {
     fn default() -> Self {
         Epochs { interval_ms: 500, max_events: 10_000 }
+    }
+}
+
+/// `[snapshots]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SnapshotsConfig {
+    /// A folder, or the URL of an object store; `snapshots` in the state folder by default. `off`: none.
+    pub url: Option<String>,
+    /// How often one is taken.
+    pub interval_ms: u64,
+}
+
+impl Default for SnapshotsConfig {
+    fn default() -> Self {
+        SnapshotsConfig { url: None, interval_ms: 60_000 }
     }
 }
 

@@ -2,9 +2,11 @@
 //! replayed. What doesn't fit is refused by name.
 
 use super::commit::STORE_PAUSE;
-use super::{Commit, Job, Options, Parts, Started, Totals};
+use super::truncation::Truncation;
+use super::{Commit, Job, Options, Parts, Receipt, Started, Totals};
 use crate::engine::Engine;
 use crate::epochs;
+use crate::keeper::Keeper;
 use crate::points::PointStore;
 use crate::requester::Requester;
 use crate::sink::Sink;
@@ -97,7 +99,7 @@ impl Job {
 
     /// A job that has fenced its predecessors, and the recorded epochs that it must replay first.
     fn open(parts: Parts, semantics: Arc<Semantics>, options: Options) -> Result<(Self, Vec<EpochRecord>)> {
-        let Parts { mut topics, formats, generators, validator, encoder, weights, points } = parts;
+        let Parts { mut topics, formats, generators, validator, encoder, weights, points, snapshots } = parts;
         if semantics.search == Search::Stored && points.is_none() {
             return Err(Error::fatal(
                 "start the job",
@@ -126,6 +128,13 @@ impl Job {
             ict_weights: weights.version().to_owned(),
         });
         check_fit(&records, &config, &actives)?;
+        let mut keeper = snapshots.map(|(store, interval)| Keeper::new(store, &options.job, interval));
+        let snapshot = match &mut keeper {
+            Some(keeper) if committed > 0 => keeper.find(&records, committed)?,
+            _ => None,
+        };
+        let truncation =
+            Truncation::look(&mut *topics, &names, &records, snapshot.as_ref(), options.accept_truncated)?;
         let maxima = at_commit.map(|record| record.maxima.clone());
         let sink = Sink::open(
             &mut *topics,
@@ -142,16 +151,22 @@ impl Job {
             let name = names.of(topic);
             let count = topics.partitions(name)?.unwrap_or(1);
             ends_at_start.insert(topic, topics.ends(name)?);
-            sources.push(Source::open(&mut *topics, topic, name, count)?);
+            let ends = snapshot.as_ref().filter(|_| topic == Topic::Interactions);
+            let from = ends.and_then(|record| record.ends.get(topic.name()).cloned());
+            let from = from.unwrap_or_else(|| vec![0; count as usize]);
+            sources.push(Source::open(&mut *topics, topic, name, &from)?);
         }
         let candidate_partitions = topics.partitions(names.of(Topic::Candidates))?.unwrap_or(1);
-        let judge = Judge::new(
+        let mut judge = Judge::new(
             semantics.clone(),
             formats,
             partitions,
             candidate_partitions,
             (encoder.id(), encoder.width()),
         );
+        for erasure in records.iter().flat_map(|record| &record.erasures) {
+            judge.erase(erasure);
+        }
         let requester = Requester::start(
             names,
             (semantics.partitioner, partitions),
@@ -173,6 +188,9 @@ impl Job {
             engine,
             requester,
             points,
+            keeper,
+            truncation,
+            receipt: Receipt::default(),
             uncommitted: None,
             semantics,
             options,
@@ -192,7 +210,15 @@ impl Job {
             journal_retries: 0,
             commit: Commit::default(),
         };
-        Ok((job, records))
+        let mut job = job;
+        match snapshot {
+            None => Ok((job, records)),
+            Some(snapshot) => {
+                job.restore(&snapshot, &records)?;
+                let later = records.into_iter().filter(|record| record.epoch > snapshot.epoch).collect();
+                Ok((job, later))
+            }
+        }
     }
 }
 

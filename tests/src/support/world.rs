@@ -12,9 +12,10 @@ use ictflow_connectors::llm::{Draft, Generate};
 use ictflow_connectors::local::Local;
 use ictflow_connectors::points::Points;
 use ictflow_connectors::registry::{self, Registered};
+use ictflow_connectors::snapshots::Snapshots;
 use ictflow_connectors::topics::Topics;
 use ictflow_dataflows::epochs::{read_compacted, read_whole};
-use ictflow_dataflows::job::{Job, Options, Parts};
+use ictflow_dataflows::job::{Edges, Job, Options, Parts};
 use ictflow_dataflows::names::Names;
 use ictflow_dataflows::tail;
 use ictflow_operators::ict::{Shape, Weights, untrained};
@@ -107,6 +108,12 @@ pub struct World {
     pub weights: Arc<Vec<u8>>,
     /// Where calls are accounted.
     pub calls_file: Option<PathBuf>,
+    /// Where snapshots are kept and how often one is taken.
+    pub snapshots: Option<(PathBuf, Duration)>,
+    /// Whether a start goes on without needed records that are gone.
+    pub accept_truncated: bool,
+    /// What is called at the edges of a commit.
+    pub edges: Edges,
     /// The store of points and its over-fetch, made anew for each job.
     pub points: Option<Arc<MakePoints>>,
 }
@@ -135,6 +142,9 @@ impl World {
             generate: true,
             weights,
             calls_file: None,
+            snapshots: None,
+            accept_truncated: false,
+            edges: Edges::default(),
             points: None,
         }
     }
@@ -211,6 +221,12 @@ impl World {
             encoder,
             weights: Arc::new(Weights::from_safetensors(&self.weights).unwrap()),
             points: self.points.as_ref().map(|make| make()),
+            snapshots: match &self.snapshots {
+                Some((folder, interval)) => {
+                    Some((Snapshots::open(&folder.display().to_string())?, *interval))
+                }
+                None => None,
+            },
         };
         let options = Options {
             job: self.job.clone(),
@@ -220,7 +236,8 @@ impl World {
             create_inputs: matches!(self.store, Store::Local(_)).then_some(self.partitions),
             generate: self.generate,
             calls_file: self.calls_file.clone(),
-            edges: Default::default(),
+            accept_truncated: self.accept_truncated,
+            edges: self.edges.clone(),
         };
         Job::start_observed(parts, Arc::new(self.semantics.clone()), options, observe)
     }
@@ -358,6 +375,13 @@ pub fn feed(job: &mut Job, lines: &[Value], partitions: u32) {
 pub fn append(job: &mut Job, lines: &[Value], partitions: u32) {
     let records: Vec<NewRecord> = lines.iter().map(|line| record(line, partitions, "")).collect();
     job.topics().append(&records).unwrap();
+}
+
+/// Appends records and steps until an epoch closes, or says why none does.
+pub fn append_and_step(job: &mut Job, lines: &[Value], partitions: u32) -> ictflow_connectors::Result<()> {
+    append(job, lines, partitions);
+    while job.step(Duration::from_millis(20))?.epoch.is_none() {}
+    Ok(())
 }
 
 /// Steps until an epoch closes.

@@ -4,6 +4,7 @@
 mod bad_input;
 mod economy;
 mod endpoint;
+mod erasure;
 mod explain;
 mod generator;
 mod kafka_job;
@@ -12,4 +13,5 @@ mod parity;
 mod qdrant_job;
 mod qdrant_points;
 mod registry;
+mod snapshots;
 mod telemetry;
