@@ -88,6 +88,7 @@ pub fn start(folder: &Path, semantics: &Semantics, partitions: u32, workers: usi
         generate: false,
         calls_file: None,
         edges: Default::default(),
+        cluster: Default::default(),
     };
     let mut job = Job::start(parts, Arc::new(semantics.clone()), options)?;
     job.run_until_idle(|_| {})?;

@@ -105,6 +105,8 @@ impl Job {
                 "add the section [qdrant]",
             ));
         }
+        // A job that isn't whole fences nobody.
+        options.cluster.gather(&options.job, options.workers, &semantics, &weights)?;
         let points = points.map(|(store, over_fetch)| PointStore::new(store, over_fetch, encoder.width()));
         let names = options.names.clone();
         let partitions = prepare(&mut *topics, &options)?;
@@ -161,8 +163,7 @@ impl Job {
             encoder,
             options.calls_file.as_deref(),
         )?;
-        let engine = Engine::start(options.workers, semantics.clone(), weights)
-            .map_err(|e| Error::fatal("start the timely workers", e, "is the limit of threads reached?"))?;
+        let engine = Engine::start_in(&options.cluster, options.workers, semantics.clone(), weights)?;
         let job = Job {
             topics,
             bounds,

@@ -82,6 +82,7 @@ fn start(folder: &Path, world: &World) -> Job {
         generate: true,
         calls_file: None,
         edges: Default::default(),
+        cluster: Default::default(),
     };
     Job::start(parts, Arc::new(world.semantics.clone()), options).unwrap()
 }
