@@ -222,6 +222,13 @@ fn prepare(topics: &mut dyn Topics, options: &Options) -> Result<u32> {
     }
     let count = topics.partitions(name(Topic::Interactions))?.unwrap_or(1);
     for topic in [Topic::Cot, Topic::Features, Topic::Examples] {
+        if let Some(found) = topics.partitions(name(topic))?.filter(|found| *found != count) {
+            return Err(Error::fatal(
+                format!("start a job on {}", name(Topic::Interactions)),
+                format!("it has {count} partitions, and {} has {found}", name(topic)),
+                "a changed partition count moves users to other partitions: start a new job on topics of one count",
+            ));
+        }
         topics.ensure(name(topic), count, topic.policy())?;
     }
     for topic in [Topic::Embeddings, Topic::Epochs, Topic::Progress, Topic::DeadLetters] {

@@ -12,4 +12,5 @@ mod parity;
 mod qdrant_job;
 mod qdrant_points;
 mod registry;
+mod rescale;
 mod telemetry;
