@@ -3,6 +3,7 @@
 pub mod call_times;
 pub mod check;
 pub mod cli;
+pub mod cluster;
 pub mod config;
 pub mod copies;
 pub mod demo;

@@ -24,7 +24,7 @@
 //! files of `operators/src`.
 
 use differential_dataflow::input::InputSession;
-use differential_dataflow::{ExchangeData, VecCollection};
+use differential_dataflow::{AsCollection, ExchangeData, VecCollection};
 use ictflow_operators::answers::{self, AnswerChange};
 use ictflow_operators::catalog::{self, ItemChange};
 use ictflow_operators::clock::Clock;
@@ -50,6 +50,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use timely::dataflow::ProbeHandle;
+use timely::dataflow::operators::Exchange;
 use timely::worker::Worker;
 
 /// What enters in one epoch, or one worker's share of it.
@@ -115,14 +116,23 @@ pub struct Inputs {
 /// A dataflow as one worker holds it.
 pub struct Pipeline {
     inputs: Inputs,
+    /// Workers of one process.
+    local: usize,
     probe: ProbeHandle<Epoch>,
     outbox: Rc<RefCell<EpochOutput>>,
     taken: Rc<Cell<u64>>,
 }
 
-/// Builds the graph on a worker.
-pub fn pipeline(worker: &mut Worker, semantics: &Arc<Semantics>, weights: &Arc<Weights>) -> Pipeline {
+/// Builds the graph on a worker; every process has `local` of them. Where there are several processes,
+/// data enters and leaves at the first one's workers only.
+pub fn pipeline(
+    worker: &mut Worker,
+    local: usize,
+    semantics: &Arc<Semantics>,
+    weights: &Arc<Weights>,
+) -> Pipeline {
     let peers = worker.peers();
+    let home = (peers > local).then_some((worker.index() % local) as u64);
     let outbox = Rc::new(RefCell::new(EpochOutput::default()));
     let (probe, taken) = (ProbeHandle::new(), Rc::new(Cell::new(0)));
     let inputs = worker.dataflow::<Epoch, _, _>(|scope| {
@@ -178,7 +188,7 @@ pub fn pipeline(worker: &mut Worker, semantics: &Arc<Semantics>, weights: &Arc<W
         let selections = retrieved.clone().flat_map(retrieval::Output::pair);
         let features = features(selections, clock, weights.clone(), k);
 
-        let out = |outbox: &Rc<RefCell<EpochOutput>>| (outbox.clone(), probe.clone());
+        let out = |outbox: &Rc<RefCell<EpochOutput>>| (outbox.clone(), probe.clone(), home);
         deliver(features, out(&outbox), |out, datum, diff| out.features.push((datum, diff)));
         deliver(examples, out(&outbox), |out, datum, diff| out.examples.push((datum, diff)));
         deliver(generate.wanted, out(&outbox), |out, (key, _), diff| out.wanted.push((key, diff)));
@@ -201,7 +211,7 @@ pub fn pipeline(worker: &mut Worker, semantics: &Arc<Semantics>, weights: &Arc<W
         deliver(newest_histories, out(&outbox), |out, _, diff| out.history_users += diff);
         inputs
     });
-    Pipeline { inputs, probe, outbox, taken }
+    Pipeline { inputs, local, probe, outbox, taken }
 }
 
 impl Inputs {
@@ -223,10 +233,12 @@ impl Pipeline {
     /// Runs one time: feeds this worker's share, steps until the time is complete everywhere, and
     /// gives this worker's share of the output. Every worker must run every time, in order.
     pub fn run(&mut self, worker: &mut Worker, epoch: Epoch, clock: Clock, input: EpochInput) -> EpochOutput {
-        let index = worker.index() as u64;
         let inputs = &mut self.inputs;
         inputs.clock.advance_to(epoch);
-        inputs.clock.insert((index, clock));
+        // Its own copy, and those of its counterparts in other processes.
+        for index in (worker.index()..worker.peers()).step_by(self.local) {
+            inputs.clock.insert((index as u64, clock.clone()));
+        }
         feed(&mut inputs.events, epoch, input.events);
         feed(&mut inputs.items, epoch, input.items);
         feed(&mut inputs.candidates, epoch, input.candidates);
@@ -254,12 +266,16 @@ fn feed<D: ExchangeData>(session: &mut InputSession<Epoch, D, isize>, epoch: Epo
     session.flush();
 }
 
-/// Ends a stream in the worker's outbox, with the probe that says when an epoch is complete.
+/// Ends a stream in the outbox of the worker `home`, else of its own, with the probe that says when an epoch is complete.
 fn deliver<D: ExchangeData>(
     stream: VecCollection<'_, Epoch, D, isize>,
-    (outbox, probe): (Rc<RefCell<EpochOutput>>, ProbeHandle<Epoch>),
+    (outbox, probe, home): (Rc<RefCell<EpochOutput>>, ProbeHandle<Epoch>, Option<u64>),
     put: impl Fn(&mut EpochOutput, D, isize) + 'static,
 ) {
+    let stream = match home {
+        Some(worker) => stream.inner.exchange(move |_| worker).as_collection(),
+        None => stream,
+    };
     // One epoch is under way at a time, so what comes belongs to it.
     stream
         .inspect(move |(datum, _, diff): &(D, Epoch, isize)| {

@@ -1,6 +1,7 @@
 //! The configuration as the TOML file writes it. Parsing does no I/O and checks nothing but names
 //! and types; an unknown key is an error.
 
+use crate::cluster;
 use ictflow_connectors::llm::openai;
 use ictflow_connectors::{kafka, qdrant, registry, telemetry};
 use ictflow_schemas::config::Semantics;
@@ -13,6 +14,8 @@ use std::path::PathBuf;
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Raw {
+    /// `[cluster]`: the processes of the job.
+    pub cluster: cluster::Config,
     /// The encoder of texts.
     pub encoder: Encoder,
     /// How epochs are closed.
@@ -37,7 +40,7 @@ pub struct Raw {
     pub telemetry: telemetry::Config,
     /// Where the topics live.
     pub topics: Topics,
-    /// Worker threads of the dataflow.
+    /// Worker threads of the dataflow, in each process.
     pub workers: Option<usize>,
 }
 

@@ -20,6 +20,7 @@ mod recover;
 mod start;
 mod truncation;
 
+use crate::cluster::Cluster;
 use crate::engine::Engine;
 use crate::keeper::Keeper;
 use crate::names::Names;
@@ -90,8 +91,10 @@ pub struct Options {
     pub job: String,
     /// The topics' names.
     pub names: Names,
-    /// Worker threads.
+    /// Worker threads of each process.
     pub workers: usize,
+    /// The other processes: none by default.
+    pub cluster: Cluster,
     /// Records of `interactions` in one epoch at most.
     pub epoch_max_events: usize,
     /// Partitions of `interactions`, `items` and `candidates` where the store creates them; `None`:

@@ -107,6 +107,8 @@ impl Job {
                 "add the section [qdrant]",
             ));
         }
+        // A job that isn't whole fences nobody.
+        options.cluster.gather(&options.job, options.workers, &semantics, &weights)?;
         let points = points.map(|(store, over_fetch)| PointStore::new(store, over_fetch, encoder.width()));
         let names = options.names.clone();
         let partitions = prepare(&mut *topics, &options)?;
@@ -176,8 +178,7 @@ impl Job {
             encoder,
             options.calls_file.as_deref(),
         )?;
-        let engine = Engine::start(options.workers, semantics.clone(), weights)
-            .map_err(|e| Error::fatal("start the timely workers", e, "is the limit of threads reached?"))?;
+        let engine = Engine::start_in(&options.cluster, options.workers, semantics.clone(), weights)?;
         let job = Job {
             topics,
             bounds,
@@ -247,6 +248,13 @@ fn prepare(topics: &mut dyn Topics, options: &Options) -> Result<u32> {
     }
     let count = topics.partitions(name(Topic::Interactions))?.unwrap_or(1);
     for topic in [Topic::Cot, Topic::Features, Topic::Examples] {
+        if let Some(found) = topics.partitions(name(topic))?.filter(|found| *found != count) {
+            return Err(Error::fatal(
+                format!("start a job on {}", name(Topic::Interactions)),
+                format!("it has {count} partitions, and {} has {found}", name(topic)),
+                "a changed partition count moves users to other partitions: start a new job on topics of one count",
+            ));
+        }
         topics.ensure(name(topic), count, topic.policy())?;
     }
     for topic in [Topic::Embeddings, Topic::Epochs, Topic::Progress, Topic::DeadLetters] {

@@ -1,7 +1,9 @@
 //! What the tests share: worlds replayed through a job, dumps, the independent oracle.
 
 pub mod chaos;
+pub mod disturbed;
 pub mod endpoint;
+pub mod hosts;
 pub mod http;
 pub mod kafka;
 pub mod oracle;

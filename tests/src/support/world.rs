@@ -14,6 +14,7 @@ use ictflow_connectors::points::Points;
 use ictflow_connectors::registry::{self, Registered};
 use ictflow_connectors::snapshots::Snapshots;
 use ictflow_connectors::topics::Topics;
+use ictflow_dataflows::cluster::Cluster;
 use ictflow_dataflows::epochs::{read_compacted, read_whole};
 use ictflow_dataflows::job::{Edges, Job, Options, Parts};
 use ictflow_dataflows::names::Names;
@@ -98,6 +99,8 @@ pub struct World {
     pub partitions: u32,
     /// Timely workers.
     pub workers: usize,
+    /// The other processes.
+    pub cluster: Cluster,
     /// Events of an epoch.
     pub epoch: usize,
     /// The semantics.
@@ -137,6 +140,7 @@ impl World {
             job: job.to_owned(),
             partitions: 3,
             workers: 1,
+            cluster: Cluster::default(),
             epoch: 1_000,
             semantics,
             generate: true,
@@ -232,6 +236,7 @@ impl World {
             job: self.job.clone(),
             names: self.names(),
             workers: self.workers,
+            cluster: self.cluster.clone(),
             epoch_max_events: self.epoch,
             create_inputs: matches!(self.store, Store::Local(_)).then_some(self.partitions),
             generate: self.generate,

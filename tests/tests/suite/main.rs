@@ -13,5 +13,6 @@ mod parity;
 mod qdrant_job;
 mod qdrant_points;
 mod registry;
+mod rescale;
 mod snapshots;
 mod telemetry;

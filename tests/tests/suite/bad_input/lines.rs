@@ -84,6 +84,7 @@ fn start(folder: &Path, world: &World) -> Job {
         calls_file: None,
         accept_truncated: false,
         edges: Default::default(),
+        cluster: Default::default(),
     };
     Job::start(parts, Arc::new(world.semantics.clone()), options).unwrap()
 }
