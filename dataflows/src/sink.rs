@@ -410,7 +410,7 @@ fn net(changes: &Changes<Arc<Example>>) -> BTreeMap<Vec<u8>, (u32, Option<Vec<u8
 }
 
 /// A feature's demonstrations, as retrieval takes them back.
-fn standing_of(feature: &Feature) -> Found {
+pub(crate) fn standing_of(feature: &Feature) -> Found {
     Found {
         user: feature.user_id.as_str().into(),
         item: feature.item_id.as_str().into(),

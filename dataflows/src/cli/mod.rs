@@ -9,6 +9,7 @@ mod erase;
 mod explain;
 mod run;
 mod tail;
+mod verify;
 
 pub use run::{tell_address, warn_untrained};
 
@@ -43,6 +44,8 @@ enum Command {
     Run(Box<run::Arguments>),
     /// Print decoded records of a topic as JSON Lines.
     Tail(Box<tail::Arguments>),
+    /// Recompute the outputs from the logs and compare them with what stands. Calls and writes nothing.
+    Verify(verify::Arguments),
 }
 
 /// Which job a command is about.
@@ -87,6 +90,7 @@ pub fn run() -> ExitCode {
         Command::Explain(arguments) => explain::run(&arguments).map(done),
         Command::Run(arguments) => run::run(&arguments).map(done),
         Command::Tail(arguments) => tail::run(&arguments).map(done),
+        Command::Verify(arguments) => verify::run(&arguments),
     };
     result.unwrap_or_else(|error| {
         eprintln!("ictflow: {error}");
