@@ -14,7 +14,7 @@ use ictflow_connectors::points::Points;
 use ictflow_connectors::registry::{self, Registered};
 use ictflow_connectors::topics::Topics;
 use ictflow_dataflows::epochs::{read_compacted, read_whole};
-use ictflow_dataflows::job::{Job, Options, Parts};
+use ictflow_dataflows::job::{Edges, Job, Options, Parts};
 use ictflow_dataflows::names::Names;
 use ictflow_dataflows::tail;
 use ictflow_operators::ict::{Shape, Weights, untrained};
@@ -109,6 +109,8 @@ pub struct World {
     pub calls_file: Option<PathBuf>,
     /// The store of points and its over-fetch, made anew for each job.
     pub points: Option<Arc<MakePoints>>,
+    /// What is called at the edges of a commit.
+    pub edges: Edges,
 }
 
 /// Makes a store of points.
@@ -136,6 +138,7 @@ impl World {
             weights,
             calls_file: None,
             points: None,
+            edges: Edges::default(),
         }
     }
 
@@ -220,7 +223,7 @@ impl World {
             create_inputs: matches!(self.store, Store::Local(_)).then_some(self.partitions),
             generate: self.generate,
             calls_file: self.calls_file.clone(),
-            edges: Default::default(),
+            edges: self.edges.clone(),
         };
         Job::start_observed(parts, Arc::new(self.semantics.clone()), options, observe)
     }
