@@ -22,6 +22,7 @@ pub mod points;
 pub mod qdrant;
 pub mod registry;
 pub mod secret;
+pub mod snapshots;
 pub mod telemetry;
 pub mod topics;
 

@@ -20,6 +20,16 @@ pub trait Topics: Send {
     /// Everything below is readable now.
     fn ends(&mut self, topic: &str) -> Result<Vec<i64>>;
 
+    /// By partition the first offset kept: what retention or a deletion took lies below it. Compaction
+    /// leaves gaps and doesn't move it. An empty partition's is its end.
+    fn starts(&mut self, topic: &str) -> Result<Vec<i64>>;
+
+    /// By partition the first offset whose record has a timestamp at or after `time_ms`; the end
+    /// where none has. A record without a timestamp has none. Timestamps needn't rise with offsets:
+    /// later records may be older. On Kafka the offset may be that of a control or aborted record,
+    /// hence a little before the record meant, never after it; a negative time gives the starts there.
+    fn offsets_at(&mut self, topic: &str, time_ms: i64) -> Result<Vec<i64>>;
+
     /// A reader of all partitions from these offsets (one a partition; an offset below the first
     /// one kept starts at the first one kept). Committed records only.
     fn reader(&mut self, topic: &str, from: &[i64]) -> Result<Box<dyn Reader>>;

@@ -1,17 +1,22 @@
-//! The worker threads: timely's own cluster of N workers in this process.
+//! The worker threads: timely's own cluster of N workers in this process, and as many in each other
+//! process of the job ([`crate::cluster`]).
 //!
-//! The engine takes epochs in order and gives their outputs in order. Each epoch is spread over the
-//! workers, who exchange it by user, item and key. One epoch is under way at a time: the sink's
-//! transaction is the unit of progress, so a second one would only wait.
+//! The engine takes epochs in order and gives their outputs in order. Each epoch is spread over this
+//! process's workers, who exchange it with all by user, item and key; what comes out is exchanged back
+//! to this process. One epoch is under way at a time: the sink's transaction is the unit of progress, so
+//! a second one would only wait.
 
+use crate::cluster::{Cluster, Session};
 use crate::pipeline::{EpochInput, EpochOutput, pipeline};
 use crossbeam_channel::{Receiver, Sender, bounded};
+use ictflow_connectors::{Error, Result};
 use ictflow_operators::Epoch;
 use ictflow_operators::clock::Clock;
 use ictflow_operators::ict::Weights;
 use ictflow_schemas::config::Semantics;
 use std::sync::Arc;
 use timely::communication::WorkerGuards;
+use timely::worker::Worker;
 
 type Command = (Epoch, Clock, EpochInput);
 
@@ -20,8 +25,12 @@ pub struct Engine {
     commands: Vec<Sender<Command>>,
     outputs: Vec<Receiver<EpochOutput>>,
     guards: Option<WorkerGuards<()>>,
-    /// By worker, the events that its `history` has taken.
+    /// By worker of this process, the events that its `history` has taken.
     events: Vec<u64>,
+    /// Workers, those of other processes included.
+    peers: usize,
+    /// Whether a worker died: then there is nothing to wait for.
+    dead: bool,
 }
 
 impl Engine {
@@ -29,7 +38,39 @@ impl Engine {
     ///
     /// # Errors
     /// What timely says where threads can't be started.
-    pub fn start(workers: usize, semantics: Arc<Semantics>, weights: Arc<Weights>) -> Result<Self, String> {
+    pub fn start(
+        workers: usize,
+        semantics: Arc<Semantics>,
+        weights: Arc<Weights>,
+    ) -> std::result::Result<Self, String> {
+        let (builders, others) = timely::CommunicationConfig::Process(workers).try_build()?;
+        Engine::launch(Session { builders, others }, (workers, 1), semantics, weights)
+    }
+
+    /// As [`Engine::start`], with as many workers in each host of the cluster. They must have been
+    /// gathered. Runs until it is dropped; then the hosts wait for the next one.
+    ///
+    /// # Errors
+    /// `Fatal` where threads can't be started, or the processes can't all reach each other.
+    pub fn start_in(
+        cluster: &Cluster,
+        workers: usize,
+        semantics: Arc<Semantics>,
+        weights: Arc<Weights>,
+    ) -> Result<Self> {
+        let started = match cluster.session(workers)? {
+            None => Engine::start(workers, semantics, weights),
+            Some(session) => Engine::launch(session, (workers, cluster.processes()), semantics, weights),
+        };
+        started.map_err(threads)
+    }
+
+    fn launch(
+        session: Session,
+        (workers, processes): (usize, usize),
+        semantics: Arc<Semantics>,
+        weights: Arc<Weights>,
+    ) -> std::result::Result<Self, String> {
         let mut commands = Vec::new();
         let mut outputs = Vec::new();
         let mut ends = Vec::new();
@@ -40,32 +81,36 @@ impl Engine {
             outputs.push(output_out);
             ends.push((command_out, output_in));
         }
-        let mut config = timely::WorkerConfig::default();
-        // Idle arrangements go on merging, so that memory after retractions comes back.
-        differential_dataflow::configure(
-            &mut config,
-            &differential_dataflow::Config::default().idle_merge_effort(Some(1000)),
-        );
-        let config =
-            timely::Config { communication: timely::CommunicationConfig::Process(workers), worker: config };
-        let guards = timely::execute(config, move |worker| {
-            let (commands, outputs) = ends[worker.index()].clone();
-            let mut pipeline = pipeline(worker, &semantics, &weights);
-            while let Ok((epoch, clock, input)) = commands.recv() {
-                let output = pipeline.run(worker, epoch, clock, input);
-                if outputs.send(output).is_err() {
-                    break;
+        let guards =
+            timely::execute::execute_from(session.builders, session.others, config(), move |worker| {
+                // The coordinator's workers are the first.
+                let (commands, outputs) = ends[worker.index()].clone();
+                let mut pipeline = pipeline(worker, workers, &semantics, &weights);
+                while let Ok((epoch, clock, input)) = commands.recv() {
+                    let output = pipeline.run(worker, epoch, clock, input);
+                    if outputs.send(output).is_err() {
+                        break;
+                    }
                 }
-            }
-        })?;
-        Ok(Engine { commands, outputs, guards: Some(guards), events: vec![0; workers] })
+            })?;
+        Ok(Engine {
+            commands,
+            outputs,
+            guards: Some(guards),
+            events: vec![0; workers],
+            peers: workers * processes,
+            dead: false,
+        })
     }
 
     /// Runs one epoch and gives its output, in an order that doesn't depend on the workers.
     ///
     /// # Panics
-    /// Where a worker died: its peers can't go on, and a supervisor restarts the process.
+    /// Where a worker died, or another process of the job: its peers can't go on, and a supervisor
+    /// restarts all processes of the job.
     pub fn run(&mut self, epoch: Epoch, clock: Clock, input: EpochInput) -> EpochOutput {
+        // Set until all workers have answered.
+        self.dead = true;
         let shares = spread(input, self.commands.len());
         for (command, share) in self.commands.iter().zip(shares) {
             command.send((epoch, clock.clone(), share)).expect("a timely worker runs until the engine stops");
@@ -76,24 +121,68 @@ impl Engine {
             self.events[worker] += share.events;
             whole.merge(share);
         }
+        self.dead = false;
         whole.sort();
         whole
     }
 
-    /// By worker, the events that its `history` has taken.
+    /// Workers, those of other processes included.
+    pub fn peers(&self) -> usize {
+        self.peers
+    }
+
+    /// By worker of this process, the events that its `history` has taken. What workers of other
+    /// processes took isn't counted here.
     pub fn events_by_worker(&self) -> &[u64] {
         &self.events
     }
 }
 
 impl Drop for Engine {
-    /// Ends the workers and waits for them.
+    /// Ends the workers and waits for them, those of other processes too.
     fn drop(&mut self) {
         self.commands.clear();
-        if let Some(guards) = self.guards.take() {
-            drop(guards);
+        match self.guards.take() {
+            // Its peers may wait for the dead one for ever.
+            Some(guards) if self.dead => std::mem::forget(guards),
+            guards => drop(guards),
         }
     }
+}
+
+/// Runs the workers of a process that only hosts them, until the coordinator's engine ends.
+///
+/// # Errors
+/// `Fatal` where threads can't be started, or a worker died.
+pub(crate) fn host(
+    session: Session,
+    workers: usize,
+    semantics: Arc<Semantics>,
+    weights: Arc<Weights>,
+) -> Result<()> {
+    // The inputs close at once: every epoch is complete when the coordinator's workers say so.
+    let run = move |worker: &mut Worker| drop(pipeline(worker, workers, &semantics, &weights));
+    let guards =
+        timely::execute::execute_from(session.builders, session.others, config(), run).map_err(threads)?;
+    guards
+        .join()
+        .into_iter()
+        .collect::<std::result::Result<(), String>>()
+        .map_err(|e| Error::fatal("host workers", e, "start all processes of the job again together"))
+}
+
+fn threads(problem: String) -> Error {
+    Error::fatal("start the timely workers", problem, "is the limit of threads reached?")
+}
+
+fn config() -> timely::WorkerConfig {
+    let mut config = timely::WorkerConfig::default();
+    // Idle arrangements go on merging, so that memory after retractions comes back.
+    differential_dataflow::configure(
+        &mut config,
+        &differential_dataflow::Config::default().idle_merge_effort(Some(1000)),
+    );
+    config
 }
 
 /// Deals an epoch's input out to workers; timely exchanges it by key anyway.
@@ -118,6 +207,9 @@ fn spread(input: EpochInput, workers: usize) -> Vec<EpochInput> {
     for (i, found) in input.found.into_iter().enumerate() {
         shares[deal(i)].found.push(found);
     }
+    for (i, recovery) in input.recovery.into_iter().enumerate() {
+        shares[deal(i)].recovery.push(recovery);
+    }
     shares
 }
 
@@ -132,6 +224,7 @@ impl EpochOutput {
         self.demonstrations.extend(other.demonstrations);
         self.failed.extend(other.failed);
         self.lookups.extend(other.lookups);
+        self.saved.extend(other.saved);
         self.recall = (self.recall.0 + other.recall.0, self.recall.1 + other.recall.1);
         self.history_users += other.history_users;
         self.events += other.events;
@@ -146,5 +239,6 @@ impl EpochOutput {
         self.demonstrations.sort();
         self.failed.sort();
         self.lookups.sort();
+        self.saved.sort();
     }
 }

@@ -3,6 +3,7 @@
 pub mod call_times;
 pub mod check;
 pub mod cli;
+pub mod cluster;
 pub mod config;
 pub mod copies;
 pub mod demo;
@@ -11,6 +12,7 @@ pub mod epochs;
 pub mod explain;
 pub mod filter;
 pub mod job;
+pub mod keeper;
 pub mod names;
 pub mod pipeline;
 pub mod points;

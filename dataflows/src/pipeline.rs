@@ -12,6 +12,9 @@
 //!                                                              ▼▼        ▼
 //!                              points ◀─ lookups ─ found ─▶ retrieval ─ features ─▶ sink
 //! ```
+//! The state of users that no compacted log holds, in `history`, `pairs` and `eligible`, is put back,
+//! forgotten and saved through an input and an output of their own (`operators/src/recovery.rs`).
+//!
 //! `lookups` and `found` are there only where a store of points searches; it is written and asked
 //! outside, between the two times that every epoch has.
 //!
@@ -21,17 +24,18 @@
 //! files of `operators/src`.
 
 use differential_dataflow::input::InputSession;
-use differential_dataflow::{ExchangeData, VecCollection};
+use differential_dataflow::{AsCollection, ExchangeData, VecCollection};
 use ictflow_operators::answers::{self, AnswerChange};
 use ictflow_operators::catalog::{self, ItemChange};
 use ictflow_operators::clock::Clock;
 use ictflow_operators::demonstrations::{self, demonstrations, newest};
-use ictflow_operators::eligible::eligible;
+use ictflow_operators::eligible::{self, eligible};
 use ictflow_operators::features::{FeatureUpdate, features};
 use ictflow_operators::history::{self, history};
 use ictflow_operators::ict::Weights;
 use ictflow_operators::journal::journal;
-use ictflow_operators::pairs::{CandidateChange, pairs};
+use ictflow_operators::pairs::{self, CandidateChange, pairs};
+use ictflow_operators::recovery::{Recovery, Saved};
 use ictflow_operators::retrieval::{self, Found, Lookup, retrieval};
 use ictflow_operators::staged::broadcast;
 use ictflow_operators::vectors::{self, EmbeddingChange};
@@ -46,6 +50,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use timely::dataflow::ProbeHandle;
+use timely::dataflow::operators::Exchange;
 use timely::worker::Worker;
 
 /// What enters in one epoch, or one worker's share of it.
@@ -63,6 +68,8 @@ pub struct EpochInput {
     pub embeddings: Vec<EmbeddingChange>,
     /// Answers of the store of points.
     pub found: Vec<Found>,
+    /// Users' states to put back, to forget, to save.
+    pub recovery: Vec<Recovery>,
 }
 
 /// What leaves in one epoch, or one worker's share of it.
@@ -86,6 +93,8 @@ pub struct EpochOutput {
     pub recall: (u64, u64),
     /// Keys with only a failure standing.
     pub failed: Changes<Digest>,
+    /// Users' states, where some were to be saved.
+    pub saved: Vec<Saved>,
     /// Users with a newest history.
     pub history_users: isize,
     /// Events that this worker's `history` took.
@@ -100,20 +109,30 @@ pub struct Inputs {
     answers: InputSession<Epoch, AnswerChange, isize>,
     embeddings: InputSession<Epoch, EmbeddingChange, isize>,
     found: InputSession<Epoch, Found, isize>,
+    recovery: InputSession<Epoch, Recovery, isize>,
     clock: InputSession<Epoch, (u64, Clock), isize>,
 }
 
 /// A dataflow as one worker holds it.
 pub struct Pipeline {
     inputs: Inputs,
+    /// Workers of one process.
+    local: usize,
     probe: ProbeHandle<Epoch>,
     outbox: Rc<RefCell<EpochOutput>>,
     taken: Rc<Cell<u64>>,
 }
 
-/// Builds the graph on a worker.
-pub fn pipeline(worker: &mut Worker, semantics: &Arc<Semantics>, weights: &Arc<Weights>) -> Pipeline {
+/// Builds the graph on a worker; every process has `local` of them. Where there are several processes,
+/// data enters and leaves at the first one's workers only.
+pub fn pipeline(
+    worker: &mut Worker,
+    local: usize,
+    semantics: &Arc<Semantics>,
+    weights: &Arc<Weights>,
+) -> Pipeline {
     let peers = worker.peers();
+    let home = (peers > local).then_some((worker.index() % local) as u64);
     let outbox = Rc::new(RefCell::new(EpochOutput::default()));
     let (probe, taken) = (ProbeHandle::new(), Rc::new(Cell::new(0)));
     let inputs = worker.dataflow::<Epoch, _, _>(|scope| {
@@ -121,6 +140,7 @@ pub fn pipeline(worker: &mut Worker, semantics: &Arc<Semantics>, weights: &Arc<W
         let clock = inputs.clock.to_collection(scope);
         let events = inputs.events.to_collection(scope);
         let candidates = inputs.candidates.to_collection(scope);
+        let recovery = inputs.recovery.to_collection(scope);
 
         let vectors = vectors::vectors(inputs.embeddings.to_collection(scope));
         let known = broadcast(vectors.clone().flat_map(vectors::Output::known), peers);
@@ -130,12 +150,15 @@ pub fn pipeline(worker: &mut Worker, semantics: &Arc<Semantics>, weights: &Arc<W
         let states = broadcast(catalog.clone().flat_map(catalog::Output::item), peers);
         let item_texts = catalog.flat_map(catalog::Output::wanted);
 
-        let histories = history(events.clone(), clock.clone(), semantics.clone(), taken.clone());
+        let histories =
+            history(events.clone(), clock.clone(), recovery.clone(), semantics.clone(), taken.clone());
         let examples = histories.clone().flat_map(history::Output::example);
-        let newest_histories = histories.flat_map(history::Output::newest);
-        let pairs = pairs(events.clone(), candidates, clock.clone(), semantics.clone());
+        let newest_histories = histories.clone().flat_map(history::Output::newest);
+        let paired = pairs(events.clone(), candidates, clock.clone(), recovery.clone(), semantics.clone());
+        let pairs = paired.clone().flat_map(pairs::Output::pair);
 
-        let eligible = eligible(examples.clone(), states.clone(), clock.clone(), semantics.clone());
+        let chosen = eligible(examples.clone(), states.clone(), clock.clone(), recovery, semantics.clone());
+        let eligible = chosen.clone().flat_map(eligible::Output::eligible);
         let answers = answers::answers(inputs.answers.to_collection(scope));
         let prompts = eligible.clone().map(|e| (e.key, e.view));
         let generate = journal(prompts, answers.clone().flat_map(answers::Output::answered));
@@ -165,7 +188,7 @@ pub fn pipeline(worker: &mut Worker, semantics: &Arc<Semantics>, weights: &Arc<W
         let selections = retrieved.clone().flat_map(retrieval::Output::pair);
         let features = features(selections, clock, weights.clone(), k);
 
-        let out = |outbox: &Rc<RefCell<EpochOutput>>| (outbox.clone(), probe.clone());
+        let out = |outbox: &Rc<RefCell<EpochOutput>>| (outbox.clone(), probe.clone(), home);
         deliver(features, out(&outbox), |out, datum, diff| out.features.push((datum, diff)));
         deliver(examples, out(&outbox), |out, datum, diff| out.examples.push((datum, diff)));
         deliver(generate.wanted, out(&outbox), |out, (key, _), diff| out.wanted.push((key, diff)));
@@ -180,10 +203,15 @@ pub fn pipeline(worker: &mut Worker, semantics: &Arc<Semantics>, weights: &Arc<W
         deliver(pool, out(&outbox), |out, datum, diff| out.demonstrations.push((datum, diff)));
         let failed = answers.flat_map(answers::Output::failed);
         deliver(failed, out(&outbox), |out, key, diff| out.failed.push((key, diff)));
+        let saved = histories
+            .flat_map(history::Output::saved)
+            .concat(paired.flat_map(pairs::Output::saved))
+            .concat(chosen.flat_map(eligible::Output::saved));
+        deliver(saved, out(&outbox), |out, saved, _| out.saved.push(saved));
         deliver(newest_histories, out(&outbox), |out, _, diff| out.history_users += diff);
         inputs
     });
-    Pipeline { inputs, probe, outbox, taken }
+    Pipeline { inputs, local, probe, outbox, taken }
 }
 
 impl Inputs {
@@ -195,6 +223,7 @@ impl Inputs {
             answers: InputSession::new(),
             embeddings: InputSession::new(),
             found: InputSession::new(),
+            recovery: InputSession::new(),
             clock: InputSession::new(),
         }
     }
@@ -204,16 +233,19 @@ impl Pipeline {
     /// Runs one time: feeds this worker's share, steps until the time is complete everywhere, and
     /// gives this worker's share of the output. Every worker must run every time, in order.
     pub fn run(&mut self, worker: &mut Worker, epoch: Epoch, clock: Clock, input: EpochInput) -> EpochOutput {
-        let index = worker.index() as u64;
         let inputs = &mut self.inputs;
         inputs.clock.advance_to(epoch);
-        inputs.clock.insert((index, clock));
+        // Its own copy, and those of its counterparts in other processes.
+        for index in (worker.index()..worker.peers()).step_by(self.local) {
+            inputs.clock.insert((index as u64, clock.clone()));
+        }
         feed(&mut inputs.events, epoch, input.events);
         feed(&mut inputs.items, epoch, input.items);
         feed(&mut inputs.candidates, epoch, input.candidates);
         feed(&mut inputs.answers, epoch, input.answers);
         feed(&mut inputs.embeddings, epoch, input.embeddings);
         feed(&mut inputs.found, epoch, input.found);
+        feed(&mut inputs.recovery, epoch, input.recovery);
         inputs.clock.advance_to(epoch + 1);
         inputs.clock.flush();
         let probe = &self.probe;
@@ -234,12 +266,16 @@ fn feed<D: ExchangeData>(session: &mut InputSession<Epoch, D, isize>, epoch: Epo
     session.flush();
 }
 
-/// Ends a stream in the worker's outbox, with the probe that says when an epoch is complete.
+/// Ends a stream in the outbox of the worker `home`, else of its own, with the probe that says when an epoch is complete.
 fn deliver<D: ExchangeData>(
     stream: VecCollection<'_, Epoch, D, isize>,
-    (outbox, probe): (Rc<RefCell<EpochOutput>>, ProbeHandle<Epoch>),
+    (outbox, probe, home): (Rc<RefCell<EpochOutput>>, ProbeHandle<Epoch>, Option<u64>),
     put: impl Fn(&mut EpochOutput, D, isize) + 'static,
 ) {
+    let stream = match home {
+        Some(worker) => stream.inner.exchange(move |_| worker).as_collection(),
+        None => stream,
+    };
     // One epoch is under way at a time, so what comes belongs to it.
     stream
         .inspect(move |(datum, _, diff): &(D, Epoch, isize)| {

@@ -78,6 +78,8 @@ pub struct Sink {
     rebuilt: Option<Rebuilt>,
     /// Examples that came into being less those that went, for the accounting.
     examples: isize,
+    /// The epoch of the newest good snapshot.
+    snapshot: Option<i64>,
 }
 
 /// Examples while a replay runs.
@@ -153,6 +155,7 @@ impl Sink {
             used: used.into_values().collect(),
             rebuilt,
             examples: 0,
+            snapshot: None,
         })
     }
 
@@ -169,7 +172,8 @@ impl Sink {
         }
     }
 
-    /// Commits an epoch in one transaction.
+    /// Commits an epoch in one transaction. `erased` are keys of examples that stand and go with their
+    /// user, with their partitions.
     ///
     /// # Errors
     /// `Fatal` where the pairs are more than `max_live_pairs` (nothing is committed), where the
@@ -181,6 +185,7 @@ impl Sink {
         features: &[(FeatureUpdate, isize)],
         examples: &Changes<Arc<Example>>,
         dead_letters: &[DeadLetter],
+        erased: &[(Vec<u8>, u32)],
         offsets: &[(String, u32, i64)],
     ) -> Result<Committed> {
         let mut committed = Committed { dead_letters: dead_letters.len() as u64, ..Committed::default() };
@@ -198,7 +203,7 @@ impl Sink {
             ));
         }
         let before = records.len();
-        self.examples(examples, &mut records);
+        self.examples(examples, erased, &mut records);
         committed.examples = (records.len() - before) as u64;
         let dead = self.names.of(Topic::DeadLetters).to_owned();
         records
@@ -208,7 +213,7 @@ impl Sink {
             epoch,
             publishing: publish,
             writer_version: WRITER_VERSION.to_owned(),
-            snapshot: None,
+            snapshot: self.snapshot,
         };
         let topic = self.names.of(Topic::Progress);
         records.push(record(topic, 0, progress.key(), Some(progress.encode())));
@@ -292,7 +297,12 @@ impl Sink {
         old.is_some()
     }
 
-    fn examples(&mut self, changes: &Changes<Arc<Example>>, records: &mut Vec<NewRecord>) {
+    fn examples(
+        &mut self,
+        changes: &Changes<Arc<Example>>,
+        erased: &[(Vec<u8>, u32)],
+        records: &mut Vec<NewRecord>,
+    ) {
         let topic = self.names.of(Topic::Examples).to_owned();
         self.examples += changes.iter().map(|(_, diff)| diff).sum::<isize>();
         let mut net = net(changes);
@@ -311,9 +321,27 @@ impl Sink {
                 }
             }
         }
+        net.extend(erased.iter().map(|(key, partition)| (key.clone(), (*partition, None))));
         for (key, (partition, value)) in net {
             records.push(record(&topic, partition, key, value));
         }
+    }
+
+    /// The topic of the examples.
+    pub fn examples_topic(&self) -> &str {
+        self.names.of(Topic::Examples)
+    }
+
+    /// Features of a user that stand on the topic.
+    pub fn standing_of(&self, user: &str) -> usize {
+        let of_user =
+            |key: &&Vec<u8>| unframe(key).and_then(|parts| parts.first().copied()) == Some(user.as_bytes());
+        self.standing.keys().filter(of_user).count()
+    }
+
+    /// Notes the newest good snapshot, for people who read `progress`.
+    pub fn note_snapshot(&mut self, epoch: i64) {
+        self.snapshot = Some(epoch);
     }
 
     /// Features that stand on the topic.

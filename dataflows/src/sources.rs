@@ -11,18 +11,20 @@ use ictflow_operators::accept::{self, Accept, Judged};
 use ictflow_operators::answers::{Answer, AnswerChange};
 use ictflow_operators::catalog::{ItemChange, ItemFacts};
 use ictflow_operators::pairs::CandidateChange;
+use ictflow_operators::recovery::{Extent, Saved};
 use ictflow_operators::vectors::EmbeddingChange;
 use ictflow_schemas::config::Semantics;
 use ictflow_schemas::cot::{CotRecord, CotStatus, parse_topic_key};
 use ictflow_schemas::dead_letter::{DeadLetter, Reason};
 use ictflow_schemas::embedding::{Embedding, EmbeddingStatus};
+use ictflow_schemas::epoch::Erasure;
 use ictflow_schemas::framing::{Digest, unframe};
 use ictflow_schemas::history::Label;
 use ictflow_schemas::topic::{Record, Topic};
 use ictflow_schemas::vector::quantise;
 use ictflow_schemas::wire::{Format, Wire};
 use ictflow_schemas::{Id, Millis};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,9 +48,9 @@ pub struct Source {
 }
 
 impl Source {
-    /// A source that starts at the earliest record.
-    pub fn open(topics: &mut dyn Topics, topic: Topic, name: &str, partitions: u32) -> Result<Self> {
-        let ends = vec![0; partitions as usize];
+    /// A source that starts at these offsets, one a partition; 0 is the earliest record.
+    pub fn open(topics: &mut dyn Topics, topic: Topic, name: &str, from: &[i64]) -> Result<Self> {
+        let ends = from.to_vec();
         let reader = topics.reader(name, &ends)?;
         Ok(Source {
             topic,
@@ -190,6 +192,8 @@ pub struct Judgements {
     pub accepted: u64,
     /// Dropped as seen.
     pub seen: u64,
+    /// Dropped because their user was erased after them.
+    pub erased: u64,
     /// Records of `items` that count.
     pub items: u64,
     /// Records of `candidates` that count.
@@ -204,6 +208,8 @@ pub struct Judge {
     formats: BTreeMap<Topic, Format>,
     partitions: Vec<Accept>,
     candidate_partitions: u32,
+    /// By erased user, the offset from which records of `candidates` count again.
+    erased: HashMap<Id, i64>,
     encoder: String,
     width: usize,
     /// Totals since start.
@@ -238,6 +244,7 @@ impl Judge {
             formats,
             partitions: judges,
             candidate_partitions,
+            erased: HashMap::new(),
             encoder: encoder.to_owned(),
             width,
             judgements: Judgements::default(),
@@ -247,6 +254,42 @@ impl Judge {
     /// The partition maxima.
     pub fn maxima(&self) -> Vec<Millis> {
         self.partitions.iter().map(Accept::maximum).collect()
+    }
+
+    /// Raises partition maxima to those on record.
+    pub fn raise(&mut self, maxima: &[Millis]) {
+        for (partition, maximum) in self.partitions.iter_mut().zip(maxima) {
+            partition.raise(*maximum);
+        }
+    }
+
+    /// Drops an erased user's records below the erasure's offsets from now on.
+    pub fn erase(&mut self, erasure: &Erasure) {
+        let user = Id::from(erasure.user.as_str());
+        self.home(&user).erase(&user, erasure.interactions);
+        let from = self.erased.entry(user).or_insert(erasure.candidates);
+        *from = (*from).max(erasure.candidates);
+    }
+
+    /// Whether a user was ever erased.
+    pub fn is_erased(&self, user: &str) -> bool {
+        self.erased.contains_key(user)
+    }
+
+    /// Users' windows, to be saved.
+    pub fn save(&mut self, extent: Extent) -> Vec<Saved> {
+        self.partitions.iter_mut().flat_map(|partition| partition.save(extent)).collect()
+    }
+
+    /// Puts a user's window back.
+    pub fn restore(&mut self, saved: Saved) {
+        self.home(&saved.user).restore(saved);
+    }
+
+    /// The judge of a user's partition.
+    fn home(&mut self, user: &str) -> &mut Accept {
+        let count = self.partitions.len() as u32;
+        &mut self.partitions[self.semantics.partitioner.partition(user.as_bytes(), count) as usize]
     }
 
     /// Judges the records of one log.
@@ -317,6 +360,10 @@ impl Judge {
                 self.judgements.seen += 1;
                 None
             }
+            Judged::Erased => {
+                self.judgements.erased += 1;
+                None
+            }
             Judged::Refused(reason) => Some(reason),
         }
     }
@@ -341,6 +388,10 @@ impl Judge {
     fn candidates(&mut self, record: &Record, out: &mut Harvest) -> Option<Reason> {
         let format = self.format(Topic::Candidates);
         match accept::candidates(record, format, self.candidate_partitions, &self.semantics) {
+            Ok((user, _)) if self.erased.get(&user).is_some_and(|from| record.offset < *from) => {
+                self.judgements.erased += 1;
+                None
+            }
             Ok((user, set)) => {
                 self.judgements.candidates += 1;
                 let set = set.map(|set| (set.computed_at, set.items.into_iter().map(Id::from).collect()));

@@ -46,6 +46,11 @@ impl Texts {
         digest
     }
 
+    /// Whether it is the newest text of an item.
+    pub fn is_of_item(&self, digest: &Digest) -> bool {
+        self.items_by_text.contains_key(digest)
+    }
+
     /// The newest text of an item.
     pub fn of_item(&self, item: &str) -> Option<&Arc<str>> {
         self.items.get(item).and_then(|digest| self.get(digest))

@@ -2,8 +2,8 @@
 //!
 //! **Computes**, for `interactions`, a function of one partition's log alone, in this order:
 //! *oversized* (the record), *unreadable*, *oversized* (an id), *misrouted*, *future*; then the
-//! partition maximum rises to the lesser of event_time and the record's timestamp; then *late*, *seen*
-//! or *conflict*, *window_full*. What is left is accepted. Since no epoch takes part, any cut into epochs accepts the same events.
+//! partition maximum rises to the lesser of event_time and the record's timestamp; then *erased* (in
+//! silence), *late*, *seen* or *conflict*, *window_full*. What is left is accepted. Since no epoch takes part, any cut into epochs accepts the same events.
 //!
 //! **Ties, duplicates**: an identity is (user_id, event_time, event_id). Accepted again with equal
 //! fields it is *seen* and dropped in silence, with others a *conflict*.
@@ -11,6 +11,7 @@
 //! **Memory**: the identities accepted within `lateness` of the maximum, about 100 B each, at most
 //! `max_window_events` a user; an id has at most `max_id_bytes`.
 
+use crate::recovery::{self, Extent, Part, Saved, Unsaved};
 use ictflow_schemas::candidates::Candidates;
 use ictflow_schemas::config::Semantics;
 use ictflow_schemas::dead_letter::Reason;
@@ -31,6 +32,8 @@ pub enum Judged {
     Accepted(Event),
     /// The identity was accepted before, with equal fields: dropped, only counted.
     Seen,
+    /// The user was erased after this record: dropped in silence.
+    Erased,
     /// It becomes a dead letter.
     Refused(Reason),
 }
@@ -46,7 +49,13 @@ pub struct Accept {
     users: HashMap<Id, BTreeMap<(Millis, Id), [u8; 32]>>,
     /// Records accepted since users without a recent event were last dropped.
     accepted_since_sweep: usize,
+    unsaved: Unsaved,
+    /// By user, the offset from which records count again.
+    erased: HashMap<Id, i64>,
 }
+
+/// A user's window as saved: the identities with the digests of their fields.
+type SavedWindow = Vec<(Millis, Id, [u8; 32])>;
 
 impl Accept {
     /// A judge that has seen nothing.
@@ -58,12 +67,50 @@ impl Accept {
             maximum: NO_TIME,
             users: HashMap::new(),
             accepted_since_sweep: 0,
+            unsaved: Unsaved::default(),
+            erased: HashMap::new(),
         }
     }
 
     /// The partition maximum.
     pub fn maximum(&self) -> Millis {
         self.maximum
+    }
+
+    /// Raises the partition maximum to what is on record: an erased user's records may be gone from the
+    /// log, or a truncation accepted.
+    pub fn raise(&mut self, maximum: Millis) {
+        self.maximum = self.maximum.max(maximum);
+    }
+
+    /// Forgets a user, and drops the user's records below an offset from now on.
+    pub fn erase(&mut self, user: &Id, below: i64) {
+        let from = self.erased.entry(user.clone()).or_insert(below);
+        *from = (*from).max(below);
+        self.users.remove(user);
+        self.unsaved.insert(user);
+    }
+
+    /// The windows of users, as they have to be for the next record.
+    pub fn save(&mut self, extent: Extent) -> Vec<Saved> {
+        let users = self.unsaved.take(extent, self.users.keys().cloned());
+        let oldest = self.maximum.saturating_sub(self.semantics.lateness_ms);
+        let state = |user: &Id| {
+            let window = self.users.get(user)?.range((oldest, Id::from(""))..);
+            let saved: SavedWindow =
+                window.map(|((time, id), fields)| (*time, id.clone(), *fields)).collect();
+            (!saved.is_empty()).then(|| recovery::encode(&saved))
+        };
+        let saved = users.into_iter().map(|user| Saved { state: state(&user), user, part: Part::Accept });
+        saved.collect()
+    }
+
+    /// Puts a window back.
+    pub fn restore(&mut self, saved: Saved) {
+        let Some(state) = &saved.state else { return };
+        let window = recovery::decode::<SavedWindow>(state);
+        let window = window.into_iter().map(|(time, id, fields)| ((time, id), fields));
+        self.users.entry(saved.user).or_default().extend(window);
     }
 
     /// Judges the next record of the partition.
@@ -82,6 +129,9 @@ impl Accept {
             return Judged::Refused(Reason::Future);
         }
         self.maximum = self.maximum.max(time.min(timestamp));
+        if self.erased.get(interaction.user_id.as_str()).is_some_and(|from| record.offset < *from) {
+            return Judged::Erased;
+        }
         let oldest = self.maximum.saturating_sub(self.semantics.lateness_ms);
         if time < oldest {
             return Judged::Refused(Reason::Late);
@@ -130,6 +180,7 @@ impl Accept {
             return Judged::Refused(Reason::WindowFull);
         }
         window.insert((interaction.event_time, event_id.clone()), fields);
+        self.unsaved.insert(&user);
         self.sweep(oldest);
         let rule = self.semantics.kinds[&interaction.kind];
         Judged::Accepted(Event {

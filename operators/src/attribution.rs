@@ -14,13 +14,14 @@
 
 use ictflow_schemas::history::Label;
 use ictflow_schemas::{Id, Millis};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// The order of events of one user: (event_time, event_id by bytes).
 pub type EventKey = (Millis, Id);
 
 /// A labelled event that isn't settled yet.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
     /// `Positive` or `Negative`.
     pub label: Label,
@@ -29,7 +30,7 @@ pub struct Outcome {
 }
 
 /// The earliest outcomes of an impression.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Earliest {
     /// The earliest positive one.
     pub positive: Option<EventKey>,
@@ -47,7 +48,7 @@ impl Earliest {
 }
 
 /// The events of one user on one item that can still change a verdict.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ItemEvents {
     /// Impressions with the settled outcomes folded into them.
     impressions: BTreeMap<EventKey, Earliest>,

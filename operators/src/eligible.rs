@@ -12,19 +12,20 @@
 
 use crate::clock::{Clock, Wheel};
 use crate::index::{set, unlink};
+use crate::recovery::{self, Orders, Packer, Part, Recovery, Saved, Unsaved, unpack};
 use crate::staged::{route, staged};
 use crate::{Changes, Epoch};
 use differential_dataflow::VecCollection;
-use ictflow_schemas::Id;
 use ictflow_schemas::catalog::Item;
 use ictflow_schemas::config::Semantics;
 use ictflow_schemas::cot::PromptView;
 use ictflow_schemas::epoch::Actives;
 use ictflow_schemas::example::{Example, Verdict};
 use ictflow_schemas::framing::Digest;
-use ictflow_schemas::history::Identity;
+use ictflow_schemas::history::{Entry, Identity};
+use ictflow_schemas::{Id, Millis};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 /// What the operator takes.
@@ -36,6 +37,54 @@ pub enum Input {
     Item(u64, (Id, Item)),
     /// The epoch's clock, for the worker named.
     Clock(u64, Clock),
+    /// States to put back, to forget, to save.
+    Recovery(Recovery),
+}
+
+/// What it gives.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Output {
+    /// An eligible example.
+    Eligible(Eligible),
+    /// A user's state.
+    Saved(Saved),
+}
+
+impl Output {
+    /// The eligible example.
+    pub fn eligible(self) -> Option<Eligible> {
+        match self {
+            Output::Eligible(eligible) => Some(eligible),
+            _ => None,
+        }
+    }
+
+    /// The saved state.
+    pub fn saved(self) -> Option<Saved> {
+        match self {
+            Output::Saved(saved) => Some(saved),
+            _ => None,
+        }
+    }
+}
+
+/// A user's examples as saved, final ones too: those have left the operator `history`.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct SavedUser {
+    /// All entries of the histories, in the order of events.
+    table: Vec<Entry>,
+    examples: Vec<SavedExample>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct SavedExample {
+    event_time: Millis,
+    event_id: Id,
+    partition: u32,
+    item: Id,
+    verdict: Verdict,
+    label_time: Millis,
+    history: Vec<u32>,
 }
 
 /// An eligible example with its content key.
@@ -71,12 +120,13 @@ struct Held {
 #[derive(Debug)]
 pub struct Eligibility {
     semantics: Arc<Semantics>,
-    held: HashMap<Identity, Held>,
+    held: BTreeMap<Identity, Held>,
     by_item: HashMap<Id, HashSet<Identity>>,
     items: HashMap<Id, Item>,
     wheel: Wheel<Identity>,
     /// The versions under which the emitted keys stand.
     actives: Option<Arc<Actives>>,
+    unsaved: Unsaved,
 }
 
 impl Eligibility {
@@ -84,21 +134,23 @@ impl Eligibility {
     pub fn new(semantics: Arc<Semantics>) -> Self {
         Eligibility {
             semantics,
-            held: HashMap::new(),
+            held: BTreeMap::new(),
             by_item: HashMap::new(),
             items: HashMap::new(),
             wheel: Wheel::default(),
             actives: None,
+            unsaved: Unsaved::default(),
         }
     }
 
     /// Takes an epoch's changes.
-    pub fn step(&mut self, changes: Changes<Input>, out: &mut Changes<Eligible>) {
+    pub fn step(&mut self, changes: Changes<Input>, out: &mut Changes<Output>) {
         let mut touched: BTreeSet<Identity> = BTreeSet::new();
         let mut latest: HashMap<Identity, Option<Arc<Example>>> = HashMap::new();
-        let mut clock = None;
+        let (mut clock, mut orders) = (None, Orders::default());
         for (input, diff) in changes {
             match input {
+                Input::Recovery(recovery) => orders.take(recovery),
                 Input::Clock(_, now) => clock = Some(now),
                 Input::Item(_, (id, item)) => {
                     set(&mut self.items, id.clone(), item, diff);
@@ -113,6 +165,15 @@ impl Eligibility {
             }
         }
         let Some(clock) = clock else { return };
+        for saved in orders.restore {
+            self.restore(&saved, &mut touched);
+        }
+        for user in &orders.erase {
+            for identity in self.of_user(user) {
+                self.replace(&identity, None);
+                touched.insert(identity);
+            }
+        }
         for (identity, example) in latest {
             self.replace(&identity, example);
             touched.insert(identity);
@@ -126,11 +187,64 @@ impl Eligibility {
         for identity in touched {
             self.emit(identity, &clock, out);
         }
+        if let Some(extent) = orders.save {
+            let every: BTreeSet<Id> = self.held.keys().map(|identity| identity.user.clone()).collect();
+            let users = self.unsaved.take(extent, every.into_iter());
+            recovery::save(Part::Eligible, users, Output::Saved, |user| self.save(user), out);
+        }
+    }
+
+    /// The held examples of a user.
+    fn of_user(&self, user: &Id) -> Vec<Identity> {
+        let first = Identity { user: user.clone(), event_time: Millis::MIN, event_id: "".into() };
+        let held = self.held.range(first..).map(|(identity, _)| identity);
+        held.take_while(|identity| identity.user == *user).cloned().collect()
+    }
+
+    fn save(&self, user: &Id) -> Option<SavedUser> {
+        let identities = self.of_user(user);
+        let examples: Vec<&Arc<Example>> =
+            identities.iter().filter_map(|identity| self.held[identity].example.as_ref()).collect();
+        let packer = Packer::new(examples.iter().flat_map(|example| example.history.iter()));
+        let saved = examples.iter().map(|example| SavedExample {
+            event_time: example.identity.event_time,
+            event_id: example.identity.event_id.clone(),
+            partition: example.partition,
+            item: example.item.clone(),
+            verdict: example.verdict,
+            label_time: example.label_time,
+            history: packer.pack(&example.history),
+        });
+        let examples: Vec<SavedExample> = saved.collect();
+        (!examples.is_empty()).then(|| SavedUser { examples, table: packer.table() })
+    }
+
+    fn restore(&mut self, saved: &Saved, touched: &mut BTreeSet<Identity>) {
+        let Some(state) = &saved.state else { return };
+        let SavedUser { table, examples } = recovery::decode(state);
+        for example in examples {
+            let SavedExample { event_time, event_id, partition, item, verdict, label_time, history } =
+                example;
+            let identity = Identity { user: saved.user.clone(), event_time, event_id };
+            let history = unpack(&table, &history);
+            let restored =
+                Example { identity: identity.clone(), partition, item, verdict, label_time, history };
+            self.put(&identity, Some(Arc::new(restored)));
+            touched.insert(identity);
+        }
     }
 
     /// Takes the new value of an example; `None` where it was retracted. An example never changes
     /// its item: that would be another event.
     fn replace(&mut self, identity: &Identity, example: Option<Arc<Example>>) {
+        let held = self.held.get(identity).and_then(|held| held.example.as_ref());
+        if held != example.as_ref() {
+            self.unsaved.insert(&identity.user);
+        }
+        self.put(identity, example);
+    }
+
+    fn put(&mut self, identity: &Identity, example: Option<Arc<Example>>) {
         let example = example.filter(|example| selected(example, &self.semantics));
         match (self.held.get_mut(identity), example) {
             (Some(held), example) => held.example = example,
@@ -147,7 +261,7 @@ impl Eligibility {
         }
     }
 
-    fn emit(&mut self, identity: Identity, clock: &Clock, out: &mut Changes<Eligible>) {
+    fn emit(&mut self, identity: Identity, clock: &Clock, out: &mut Changes<Output>) {
         let Some(held) = self.held.get_mut(&identity) else { return };
         let expired = clock.expired(identity.event_time, self.semantics.demonstration_ttl_ms);
         let example = held.example.clone().filter(|_| !expired);
@@ -166,14 +280,15 @@ impl Eligibility {
             Some(Eligible { example: example.clone(), key, view: Arc::new(view) })
         });
         if eligible != held.emitted {
-            out.extend(held.emitted.take().map(|old| (old, -1)));
-            out.extend(eligible.clone().map(|new| (new, 1)));
+            out.extend(held.emitted.take().map(|old| (Output::Eligible(old), -1)));
+            out.extend(eligible.clone().map(|new| (Output::Eligible(new), 1)));
             held.emitted = eligible;
         }
         // Past its ttl or not selected: only a change of the example itself brings it back.
         if example.is_none() {
             let item = held.item.clone();
             self.held.remove(&identity);
+            self.unsaved.insert(&identity.user);
             unlink(&mut self.by_item, &item, &identity);
         }
     }
@@ -184,16 +299,19 @@ pub fn eligible<'s>(
     examples: VecCollection<'s, Epoch, Arc<Example>, isize>,
     items: VecCollection<'s, Epoch, (u64, (Id, Item)), isize>,
     clock: VecCollection<'s, Epoch, (u64, Clock), isize>,
+    recovery: VecCollection<'s, Epoch, Recovery, isize>,
     semantics: Arc<Semantics>,
-) -> VecCollection<'s, Epoch, Eligible, isize> {
+) -> VecCollection<'s, Epoch, Output, isize> {
     let mut state = Eligibility::new(semantics);
     let input = examples
         .map(Input::Example)
         .concat(items.map(|(worker, item)| Input::Item(worker, item)))
-        .concat(clock.map(|(worker, clock)| Input::Clock(worker, clock)));
+        .concat(clock.map(|(worker, clock)| Input::Clock(worker, clock)))
+        .concat(recovery.filter(|recovery| recovery.concerns(Part::Eligible)).map(Input::Recovery));
     let by = |input: &Input| match input {
         Input::Example(example) => route(&example.identity.user),
         Input::Item(worker, _) | Input::Clock(worker, _) => *worker,
+        Input::Recovery(recovery) => recovery.route(),
     };
     staged(input, "eligible", by, move |_, changes, out| state.step(changes, out))
 }

@@ -14,11 +14,13 @@
 use crate::Changes;
 use crate::attribution::{EventKey, ItemEvents, Outcome};
 use crate::history::Window;
+use crate::recovery::{Packer, unpack};
 use ictflow_schemas::config::Semantics;
 use ictflow_schemas::example::{Example, Verdict};
-use ictflow_schemas::history::{History, Identity, Label};
+use ictflow_schemas::history::{Entry, History, Identity, Label};
 use ictflow_schemas::interaction::Event;
 use ictflow_schemas::{Id, Millis};
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -47,7 +49,66 @@ pub struct Examples {
     gone: Vec<Arc<Example>>,
 }
 
+/// The examples of one user as they are saved, their histories as indices into a table of entries.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SavedExamples {
+    items: BTreeMap<Id, ItemEvents>,
+    held: Vec<SavedExample>,
+    unsettled: Vec<(EventKey, Id)>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct SavedExample {
+    key: EventKey,
+    item: Id,
+    outcome: Option<(Verdict, Millis)>,
+    history: Vec<u32>,
+}
+
 impl Examples {
+    /// The entries of all histories.
+    pub fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.held.values().flat_map(|held| held.history.iter())
+    }
+
+    /// The state between two steps. What was emitted follows from it and the partition maximum.
+    pub fn save(&self, packer: &Packer) -> SavedExamples {
+        let saved = |(key, held): (&EventKey, &Held)| SavedExample {
+            key: key.clone(),
+            item: held.item.clone(),
+            outcome: held.outcome,
+            history: packer.pack(&held.history),
+        };
+        SavedExamples {
+            items: self.items.iter().map(|(item, events)| (item.clone(), events.clone())).collect(),
+            held: self.held.iter().map(saved).collect(),
+            unsettled: self.unsettled.iter().cloned().collect(),
+        }
+    }
+
+    /// The state that was saved, with nothing emitted yet: the next flush emits what is known.
+    pub fn restore(saved: SavedExamples, table: &[Entry]) -> Self {
+        let mut examples = Examples {
+            items: saved.items.into_iter().collect(),
+            unsettled: saved.unsettled.into_iter().collect(),
+            ..Examples::default()
+        };
+        for SavedExample { key, item, outcome, history } in saved.held {
+            if outcome.is_none() {
+                examples.unlabelled.insert(key.clone());
+            }
+            examples.dirty.insert(key.clone());
+            let held = Held { item, outcome, history: unpack(table, &history), emitted: None };
+            examples.held.insert(key, held);
+        }
+        examples
+    }
+
+    /// Everything that was emitted and may be retracted.
+    pub fn into_emitted(self) -> impl Iterator<Item = Arc<Example>> {
+        self.gone.into_iter().chain(self.held.into_values().filter_map(|held| held.emitted))
+    }
+
     /// Takes the user's new events of an epoch. Engagements must be in `window` already.
     pub fn add(&mut self, events: &[Event], window: &Window, semantics: &Semantics) {
         let mut touched = BTreeSet::new();

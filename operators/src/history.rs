@@ -15,7 +15,8 @@
 //! keeps every event. The differential implementation is the oracle of its test.
 
 use crate::clock::{Clock, Wheel};
-use crate::examples::Examples;
+use crate::examples::{Examples, SavedExamples};
+use crate::recovery::{self, Orders, Packer, Part, Recovery, Saved, Unsaved, unpack};
 use crate::staged::{route, staged};
 use crate::{Changes, Epoch};
 use differential_dataflow::VecCollection;
@@ -26,7 +27,7 @@ use ictflow_schemas::interaction::Event;
 use ictflow_schemas::{Id, Millis};
 use serde::{Deserialize, Serialize};
 use std::cell::Cell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -55,6 +56,11 @@ impl Window {
         self.entries[self.entries.len().saturating_sub(length)..].into()
     }
 
+    /// The engagements, in the order of events.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
     /// Drops what no history needs any more: all but the engagements not older than `oldest` and
     /// the `length` before them.
     pub fn trim(&mut self, oldest: Millis, length: usize) {
@@ -70,6 +76,8 @@ pub enum Input {
     Event(Event),
     /// The epoch's clock, for the worker named.
     Clock(u64, Clock),
+    /// States to put back, to forget, to save.
+    Recovery(Recovery),
 }
 
 /// What it gives.
@@ -79,9 +87,19 @@ pub enum Output {
     Newest(Id, History),
     /// An example with its verdict and history. A final example leaves the state silently.
     Example(Arc<Example>),
+    /// A user's state.
+    Saved(Saved),
 }
 
 impl Output {
+    /// The saved state.
+    pub fn saved(self) -> Option<Saved> {
+        match self {
+            Output::Saved(saved) => Some(saved),
+            _ => None,
+        }
+    }
+
     /// The user and the newest history.
     pub fn newest(self) -> Option<(Id, History)> {
         match self {
@@ -109,6 +127,37 @@ struct User {
     due: Option<Millis>,
 }
 
+/// A user as saved.
+#[derive(Debug, Serialize, Deserialize)]
+struct SavedUser {
+    partition: u32,
+    /// All entries of the window and of the examples' histories, in the order of events.
+    table: Vec<Entry>,
+    window: Vec<u32>,
+    examples: SavedExamples,
+}
+
+impl User {
+    fn save(&self) -> SavedUser {
+        let packer = Packer::new(self.window.entries().iter().chain(self.examples.entries()));
+        SavedUser {
+            partition: self.partition,
+            window: packer.pack(self.window.entries()),
+            examples: self.examples.save(&packer),
+            table: packer.table(),
+        }
+    }
+
+    fn restore(saved: SavedUser) -> Self {
+        User {
+            partition: saved.partition,
+            window: Window { entries: unpack(&saved.table, &saved.window).to_vec() },
+            examples: Examples::restore(saved.examples, &saved.table),
+            ..User::default()
+        }
+    }
+}
+
 /// The state of the operator.
 #[derive(Debug)]
 pub struct Histories {
@@ -116,37 +165,69 @@ pub struct Histories {
     users: HashMap<Id, User>,
     /// By partition, the users with something due.
     wheels: BTreeMap<u32, Wheel<Id>>,
+    unsaved: Unsaved,
 }
 
 impl Histories {
     /// An empty state.
     pub fn new(semantics: Arc<Semantics>) -> Self {
-        Histories { semantics, users: HashMap::new(), wheels: BTreeMap::new() }
+        Histories { semantics, users: HashMap::new(), wheels: BTreeMap::new(), unsaved: Unsaved::default() }
     }
 
     /// Takes an epoch's changes.
     pub fn step(&mut self, changes: Changes<Input>, out: &mut Changes<Output>) {
         let mut events: BTreeMap<Id, Vec<Event>> = BTreeMap::new();
-        let mut clock = None;
+        let (mut clock, mut orders) = (None, Orders::default());
         for (input, _) in changes {
             match input {
+                Input::Recovery(recovery) => orders.take(recovery),
                 Input::Event(event) => events.entry(event.user.clone()).or_default().push(event),
                 Input::Clock(_, now) => clock = Some(now),
             }
         }
         let Some(clock) = clock else { return };
+        let mut examples = Changes::new();
+        for saved in orders.restore {
+            if let Some(state) = &saved.state {
+                self.users.insert(saved.user.clone(), User::restore(recovery::decode(state)));
+                events.entry(saved.user).or_default();
+            }
+        }
+        let restored: BTreeSet<Id> =
+            events.iter().filter(|(_, events)| events.is_empty()).map(|(user, _)| user.clone()).collect();
+        for user in &orders.erase {
+            self.erase(user, out, &mut examples);
+        }
         // Users without an event of this epoch whose time has come.
         for (partition, wheel) in &mut self.wheels {
             for user in wheel.pop(clock.maximum(*partition)) {
                 events.entry(user).or_default();
             }
         }
-        let mut examples = Changes::new();
         for (id, mut events) in events {
             events.sort();
+            if !restored.contains(&id) {
+                self.unsaved.insert(&id);
+            }
             self.user(&id, &events, &clock, out, &mut examples);
         }
         out.extend(examples.into_iter().map(|(example, diff)| (Output::Example(example), diff)));
+        if let Some(extent) = orders.save {
+            let users = self.unsaved.take(extent, self.users.keys().cloned());
+            let state = |user: &Id| self.users.get(user).map(User::save);
+            recovery::save(Part::History, users, Output::Saved, state, out);
+        }
+    }
+
+    /// Forgets a user: what was emitted and may still change is retracted. Final examples stand only
+    /// downstream.
+    fn erase(&mut self, id: &Id, out: &mut Changes<Output>, examples: &mut Changes<Arc<Example>>) {
+        let Some(user) = self.users.remove(id) else { return };
+        self.unsaved.insert(id);
+        if !user.newest.is_empty() {
+            out.push((Output::Newest(id.clone(), user.newest), -1));
+        }
+        examples.extend(user.examples.into_emitted().map(|example| (example, -1)));
     }
 
     fn user(
@@ -196,13 +277,18 @@ impl Histories {
 pub fn history<'s>(
     events: VecCollection<'s, Epoch, Event, isize>,
     clock: VecCollection<'s, Epoch, (u64, Clock), isize>,
+    recovery: VecCollection<'s, Epoch, Recovery, isize>,
     semantics: Arc<Semantics>,
     taken: Rc<Cell<u64>>,
 ) -> VecCollection<'s, Epoch, Output, isize> {
     let mut state = Histories::new(semantics);
-    let input = events.map(Input::Event).concat(clock.map(|(worker, clock)| Input::Clock(worker, clock)));
+    let input = events
+        .map(Input::Event)
+        .concat(clock.map(|(worker, clock)| Input::Clock(worker, clock)))
+        .concat(recovery.filter(|recovery| recovery.concerns(Part::History)).map(Input::Recovery));
     let by = |input: &Input| match input {
         Input::Event(event) => route(&event.user),
+        Input::Recovery(recovery) => recovery.route(),
         Input::Clock(worker, _) => *worker,
     };
     staged(input, "history", by, move |_, changes, out| {

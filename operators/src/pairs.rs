@@ -11,6 +11,7 @@
 //! **Memory**: two times for every (user, item) with an event within `pair_ttl`, and each user's set.
 
 use crate::clock::{Clock, Wheel};
+use crate::recovery::{self, Orders, Part, Recovery, Saved, Unsaved};
 use crate::staged::{route, staged};
 use crate::{Changes, Epoch};
 use differential_dataflow::VecCollection;
@@ -42,7 +43,40 @@ pub enum Input {
     Candidates(CandidateChange),
     /// The epoch's clock, for the worker named.
     Clock(u64, Clock),
+    /// States to put back, to forget, to save.
+    Recovery(Recovery),
 }
+
+/// What it gives.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Output {
+    /// A pair, as far as the user's side says.
+    Pair(Id, Id),
+    /// A user's state.
+    Saved(Saved),
+}
+
+impl Output {
+    /// The pair.
+    pub fn pair(self) -> Option<(Id, Id)> {
+        match self {
+            Output::Pair(user, item) => Some((user, item)),
+            _ => None,
+        }
+    }
+
+    /// The saved state.
+    pub fn saved(self) -> Option<Saved> {
+        match self {
+            Output::Saved(saved) => Some(saved),
+            _ => None,
+        }
+    }
+}
+
+/// A user's times as saved: by item, the newest impression and the newest outcome. Candidate sets are
+/// read again from their log.
+type SavedTimes = std::collections::BTreeMap<Id, (Option<Millis>, Option<Millis>)>;
 
 #[derive(Debug, Default)]
 struct Times {
@@ -90,31 +124,44 @@ pub struct Pairs {
     semantics: Arc<Semantics>,
     users: HashMap<Id, User>,
     wheel: Wheel<Due>,
+    unsaved: Unsaved,
 }
 
 impl Pairs {
     /// An empty state.
     pub fn new(semantics: Arc<Semantics>) -> Self {
-        Pairs { semantics, users: HashMap::new(), wheel: Wheel::default() }
+        Pairs { semantics, users: HashMap::new(), wheel: Wheel::default(), unsaved: Unsaved::default() }
     }
 
     /// Takes an epoch's changes.
-    pub fn step(&mut self, changes: Changes<Input>, out: &mut Changes<(Id, Id)>) {
+    pub fn step(&mut self, changes: Changes<Input>, out: &mut Changes<Output>) {
         let ttl = self.semantics.pair_ttl_ms;
         let mut clock = None;
         let mut touched: BTreeSet<(Id, Id)> = BTreeSet::new();
+        let (mut events, mut sets, mut orders) = (Vec::new(), Vec::new(), Orders::default());
         for (input, _) in changes {
             match input {
                 Input::Clock(_, now) => clock = Some(now),
-                Input::Event(event) => {
-                    if self.event(&event) {
-                        touched.insert((event.user, event.entry.item));
-                    }
-                }
-                Input::Candidates(change) => self.replace(change, &mut touched),
+                Input::Event(event) => events.push(event),
+                Input::Candidates(change) => sets.push(change),
+                Input::Recovery(recovery) => orders.take(recovery),
             }
         }
         let Some(clock) = clock else { return };
+        for saved in orders.restore {
+            self.restore(saved, &mut touched);
+        }
+        for user in &orders.erase {
+            self.erase(user, out);
+        }
+        for event in events {
+            if self.event(&event) {
+                touched.insert((event.user, event.entry.item));
+            }
+        }
+        for change in sets {
+            self.replace(change, &mut touched);
+        }
         // A name is due once the clock is beyond time + ttl, which is just when it expires.
         for due in self.wheel.pop(clock.now) {
             match due {
@@ -136,6 +183,31 @@ impl Pairs {
         for (user, item) in touched {
             self.judge(user, item, &clock, ttl, out);
         }
+        if let Some(extent) = orders.save {
+            let users = self.unsaved.take(extent, self.users.keys().cloned());
+            let state = |user: &Id| {
+                let times = &self.users.get(user)?.times;
+                let saved =
+                    times.iter().map(|(item, times)| (item.clone(), (times.impression, times.outcome)));
+                (!times.is_empty()).then(|| saved.collect::<SavedTimes>())
+            };
+            recovery::save(Part::Pairs, users, Output::Saved, state, out);
+        }
+    }
+
+    fn restore(&mut self, saved: Saved, touched: &mut BTreeSet<(Id, Id)>) {
+        let Some(state) = &saved.state else { return };
+        let user = self.users.entry(saved.user.clone()).or_default();
+        for (item, (impression, outcome)) in recovery::decode::<SavedTimes>(state) {
+            user.times.insert(item.clone(), Times { impression, outcome, waiting: false });
+            touched.insert((saved.user.clone(), item));
+        }
+    }
+
+    fn erase(&mut self, id: &Id, out: &mut Changes<Output>) {
+        let Some(user) = self.users.remove(id) else { return };
+        self.unsaved.insert(id);
+        out.extend(user.live.into_iter().map(|item| (Output::Pair(id.clone(), item), -1)));
     }
 
     /// Notes an impression or outcome; false for events that say nothing of a pair.
@@ -144,6 +216,7 @@ impl Pairs {
         if !event.impression && !is_outcome {
             return false;
         }
+        self.unsaved.insert(&event.user);
         let state = self.users.entry(event.user.clone()).or_default();
         let times = state.times.entry(event.entry.item.clone()).or_default();
         let slot = if event.impression { &mut times.impression } else { &mut times.outcome };
@@ -167,13 +240,13 @@ impl Pairs {
         }
     }
 
-    fn judge(&mut self, user: Id, item: Id, clock: &Clock, ttl: Millis, out: &mut Changes<(Id, Id)>) {
+    fn judge(&mut self, user: Id, item: Id, clock: &Clock, ttl: Millis, out: &mut Changes<Output>) {
         let Some(state) = self.users.get_mut(&user) else { return };
         let live = state.is_live(&item, clock, ttl);
         if live && state.live.insert(item.clone()) {
-            out.push(((user.clone(), item.clone()), 1));
+            out.push((Output::Pair(user.clone(), item.clone()), 1));
         } else if !live && state.live.remove(&item) {
-            out.push(((user.clone(), item.clone()), -1));
+            out.push((Output::Pair(user.clone(), item.clone()), -1));
         }
         // Times older than the ttl can make no pair live and shade none: an unexpired computed_at or
         // impression is younger.
@@ -183,6 +256,7 @@ impl Pairs {
             match [times.impression, times.outcome].into_iter().flatten().min() {
                 None => {
                     state.times.remove(&item);
+                    self.unsaved.insert(&user);
                 }
                 Some(next) if !times.waiting => {
                     times.waiting = true;
@@ -202,17 +276,20 @@ pub fn pairs<'s>(
     events: VecCollection<'s, Epoch, Event, isize>,
     candidates: VecCollection<'s, Epoch, CandidateChange, isize>,
     clock: VecCollection<'s, Epoch, (u64, Clock), isize>,
+    recovery: VecCollection<'s, Epoch, Recovery, isize>,
     semantics: Arc<Semantics>,
-) -> VecCollection<'s, Epoch, (Id, Id), isize> {
+) -> VecCollection<'s, Epoch, Output, isize> {
     let mut state = Pairs::new(semantics);
     let input = events
         .map(Input::Event)
         .concat(candidates.map(Input::Candidates))
-        .concat(clock.map(|(worker, clock)| Input::Clock(worker, clock)));
+        .concat(clock.map(|(worker, clock)| Input::Clock(worker, clock)))
+        .concat(recovery.filter(|recovery| recovery.concerns(Part::Pairs)).map(Input::Recovery));
     let by = |input: &Input| match input {
         Input::Event(event) => route(&event.user),
         Input::Candidates(change) => route(&change.user),
         Input::Clock(worker, _) => *worker,
+        Input::Recovery(recovery) => recovery.route(),
     };
     staged(input, "pairs", by, move |_, changes, out| state.step(changes, out))
 }

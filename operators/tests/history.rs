@@ -112,10 +112,17 @@ fn run(workers: usize, epochs: Vec<(Vec<Event>, Vec<i64>)>) -> Found {
     let sink = out.clone();
     let counts = timely::execute(timely::Config::process(workers), move |worker| {
         let (mut events, mut clocks) = (InputSession::new(), InputSession::new());
+        let mut recovery = InputSession::new();
         let (taken, sink) = (Rc::new(Cell::new(0)), sink.clone());
         let (count, probe) = (taken.clone(), timely::dataflow::ProbeHandle::new());
         worker.dataflow::<u64, _, _>(|scope| {
-            let found = history(events.to_collection(scope), clocks.to_collection(scope), semantics(), taken);
+            let found = history(
+                events.to_collection(scope),
+                clocks.to_collection(scope),
+                recovery.to_collection(scope),
+                semantics(),
+                taken,
+            );
             found
                 .inspect(move |(output, _, diff): &(Output, u64, isize)| {
                     sink.lock().unwrap().push((output.clone(), *diff));
@@ -137,6 +144,8 @@ fn run(workers: usize, epochs: Vec<(Vec<Event>, Vec<i64>)>) -> Found {
             clocks.insert((worker.index() as u64, clock));
             events.advance_to(epoch + 1);
             clocks.advance_to(epoch + 1);
+            recovery.advance_to(epoch + 1);
+            recovery.flush();
             events.flush();
             clocks.flush();
             worker.step_while(|| probe.less_than(&(epoch + 1)));

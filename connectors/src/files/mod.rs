@@ -201,6 +201,19 @@ impl Topics for Files {
         }
     }
 
+    /// A file keeps all of its lines.
+    fn starts(&mut self, topic: &str) -> Result<Vec<i64>> {
+        if self.inputs.contains_key(topic) { Ok(vec![0]) } else { self.inner.starts(topic) }
+    }
+
+    /// As the trait says; reads the file up to the line found. Only lines with a `timestamp` have one.
+    fn offsets_at(&mut self, topic: &str, time_ms: i64) -> Result<Vec<i64>> {
+        match self.inputs.get(topic) {
+            Some(source) => Ok(vec![source::offset_at(source, time_ms)?]),
+            None => self.inner.offsets_at(topic, time_ms),
+        }
+    }
+
     /// As the trait says. An offset beyond the end is a `Fatal` error: the file was replaced.
     fn reader(&mut self, topic: &str, from: &[i64]) -> Result<Box<dyn topics::Reader>> {
         let Some(source) = self.inputs.get(topic) else { return self.inner.reader(topic, from) };

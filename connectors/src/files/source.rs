@@ -149,6 +149,20 @@ impl Index {
     }
 }
 
+/// The first line whose timestamp is at or after a time; the number of lines where none is.
+pub(super) fn offset_at(source: &Arc<Source>, time_ms: i64) -> Result<i64> {
+    let end = source.lines()?;
+    let mut reader = Reader::new(source.clone(), 0)?;
+    while reader.next < end {
+        let found = topics::Reader::poll(&mut reader, MARK_LINES, Duration::ZERO)?.into_iter();
+        let mut found = found.filter(|record| record.timestamp.is_some_and(|at| at >= time_ms));
+        if let Some(record) = found.next() {
+            return Ok(record.offset.min(end));
+        }
+    }
+    Ok(end)
+}
+
 /// A reader of one file.
 pub(super) struct Reader {
     source: Arc<Source>,

@@ -326,3 +326,24 @@ fn wrong_inputs_are_refused() {
     let missing = refused(&[input("t", house.folder.path().join("none.jsonl"))]);
     assert!(missing.contains("none.jsonl for topic t"), "{missing}");
 }
+
+#[test]
+fn a_file_starts_at_0_and_times_are_found_by_line() {
+    let timed = |ms: i64| format!("{{\"key\":\"k\",\"value\":1,\"timestamp\":{ms}}}\n");
+    let untimed = line("k", "1") + "\n";
+    let house = House::new(untimed.clone() + &timed(10) + "no json\n" + &timed(30) + &timed(20));
+    let mut files = house.open(true);
+    assert_eq!(files.starts("t").unwrap(), [0]);
+    for (ms, expected) in [(i64::MIN, 1), (10, 1), (11, 3), (30, 3), (31, 5)] {
+        assert_eq!(files.offsets_at("t", ms).unwrap(), [expected], "at {ms}");
+    }
+    // More lines than one look takes; what is appended counts where the file is followed.
+    house.append(untimed.repeat(2_000) + &timed(40));
+    assert_eq!(files.offsets_at("t", 31).unwrap(), [2_005]);
+    assert_eq!(files.offsets_at("t", 41).unwrap(), [2_006]);
+    // Other topics stand in the state folder.
+    files.ensure("out", 1, Policy::Compact).unwrap();
+    files.append(&[NewRecord { timestamp: Some(5), ..output("out") }]).unwrap();
+    assert_eq!(files.starts("out").unwrap(), [0]);
+    assert_eq!(files.offsets_at("out", 6).unwrap(), [1]);
+}

@@ -238,6 +238,20 @@ impl Shared {
             .map_err(|error| self.failure(format!("look up the starts of topic {topic}"), &error))
     }
 
+    /// By partition the first offset with a timestamp at or after a time, else the end.
+    pub(super) fn offsets_at(&self, topic: &str, time_ms: i64) -> Result<Vec<i64>> {
+        // The ends first: a record that comes between the two look-ups must not be passed over.
+        let ends = self.ends(topic)?;
+        if time_ms < 0 {
+            // The protocol has other meanings for negative times; no timestamp here is below 0.
+            return self.starts(topic, ends.len() as u32);
+        }
+        let timeout = self.config.request_timeout();
+        let found = lookup(&self.metadata, topic, ends.len() as u32, Offset::Offset(time_ms), timeout)
+            .map_err(|error| self.failure(format!("look up a time in topic {topic}"), &error))?;
+        Ok(found.into_iter().zip(ends).map(|(found, end)| found.unwrap_or(end)).collect())
+    }
+
     /// Remembers ends that were given out.
     fn remember(&self, topic: &str, ends: &[i64]) {
         let mut known = lock(&self.ends);
@@ -263,17 +277,35 @@ pub(super) fn offsets(
     kind: Offset,
     timeout: Duration,
 ) -> std::result::Result<Vec<i64>, KafkaError> {
+    let found = lookup(client, topic, count, kind, timeout)?;
+    // A partition without an answer has no leader for now.
+    found.into_iter().collect::<Option<_>>().ok_or(KafkaError::MetadataFetch(Code::LeaderNotAvailable))
+}
+
+/// The offsets of one kind, or at a time, for all partitions of a topic; `None` where no record has
+/// that time.
+fn lookup(
+    client: &BaseConsumer<Context>,
+    topic: &str,
+    count: u32,
+    kind: Offset,
+    timeout: Duration,
+) -> std::result::Result<Vec<Option<i64>>, KafkaError> {
     let mut asked = TopicPartitionList::with_capacity(count as usize);
     for partition in 0..count as i32 {
         asked.add_partition_offset(topic, partition, kind)?;
     }
     let answered = client.offsets_for_times(asked, timeout)?;
-    let mut offsets = vec![None; count as usize];
+    let mut offsets: Vec<Option<Option<i64>>> = vec![None; count as usize];
     for element in answered.elements() {
         element.error()?;
-        if let (Ok(partition), Offset::Offset(offset)) =
-            (usize::try_from(element.partition()), element.offset())
-            && let Some(slot) = offsets.get_mut(partition)
+        let offset = match element.offset() {
+            Offset::Offset(offset) => Some(offset),
+            Offset::End => None,
+            _ => continue,
+        };
+        if let Some(slot) =
+            usize::try_from(element.partition()).ok().and_then(|partition| offsets.get_mut(partition))
         {
             *slot = Some(offset);
         }

@@ -205,6 +205,15 @@ impl Topics for Kafka {
         self.shared.ends(topic)
     }
 
+    fn starts(&mut self, topic: &str) -> Result<Vec<i64>> {
+        let count = self.shared.existing(topic)?;
+        self.shared.starts(topic, count)
+    }
+
+    fn offsets_at(&mut self, topic: &str, time_ms: i64) -> Result<Vec<i64>> {
+        self.shared.offsets_at(topic, time_ms)
+    }
+
     fn reader(&mut self, topic: &str, from: &[i64]) -> Result<Box<dyn Reader>> {
         Ok(Box::new(reader::KafkaReader::open(&self.shared, topic, from)?))
     }

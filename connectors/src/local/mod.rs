@@ -73,6 +73,14 @@ pub const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
 /// A poll stops once its records hold this many bytes, whatever its `max`.
 pub const POLL_BYTES: usize = 64 << 20;
 
+/// The first record of a partition.
+const FIRST: &str = "SELECT \"offset\" FROM records WHERE topic = ?1 AND partition = ?2
+     ORDER BY \"offset\" LIMIT 1";
+
+/// The first record of a partition with a timestamp at or after a time; -1 is none.
+const FIRST_AT: &str = "SELECT \"offset\" FROM records WHERE topic = ?1 AND partition = ?2
+     AND timestamp >= ?3 AND timestamp <> -1 ORDER BY \"offset\" LIMIT 1";
+
 /// A handle on a file of topics. Several handles, threads and processes may use one file at once.
 pub struct Local {
     connection: Connection,
@@ -188,6 +196,30 @@ impl Local {
         })
     }
 
+    /// By partition the first offset that a query finds, else the end; in one view of the file.
+    fn first_offsets(
+        &mut self,
+        topic: &str,
+        context: &str,
+        query: &str,
+        time_ms: Option<i64>,
+    ) -> Result<Vec<i64>> {
+        let failed = |error| failure(context, error);
+        let found = self.topic(topic, context)?;
+        let transaction = self.connection.transaction().map_err(failed)?;
+        let first = |partition: u32| {
+            let mut statement = transaction.prepare_cached(query).map_err(failed)?;
+            let first: Option<i64> = match time_ms {
+                Some(at) => statement.query_row(params![found.id, partition, at], |row| row.get(0)),
+                None => statement.query_row(params![found.id, partition], |row| row.get(0)),
+            }
+            .optional()
+            .map_err(failed)?;
+            first.map_or_else(|| end_of(&transaction, found.id, partition, context), Ok)
+        };
+        (0..found.partitions).map(first).collect()
+    }
+
     fn topic(&self, name: &str, context: &str) -> Result<TopicRow> {
         topic_of(&self.connection, name, context)?.ok_or_else(|| {
             Error::fatal(
@@ -245,6 +277,17 @@ impl Topics for Local {
         // One view of the file: a commit shows in all partitions or in none.
         let transaction = self.connection.transaction().map_err(|error| failure(context.as_str(), error))?;
         (0..found.partitions).map(|partition| end_of(&transaction, found.id, partition, &context)).collect()
+    }
+
+    fn starts(&mut self, topic: &str) -> Result<Vec<i64>> {
+        let context = format!("reading the starts of topic {topic}");
+        self.first_offsets(topic, &context, FIRST, None)
+    }
+
+    /// As the trait says. There is no index of timestamps: it reads a partition up to the record found.
+    fn offsets_at(&mut self, topic: &str, time_ms: i64) -> Result<Vec<i64>> {
+        let context = format!("looking up a time in topic {topic}");
+        self.first_offsets(topic, &context, FIRST_AT, Some(time_ms))
     }
 
     /// As the trait says. An offset beyond the end is a `Fatal` error: the log that gave it isn't

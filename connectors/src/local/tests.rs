@@ -465,3 +465,31 @@ fn a_kill_loses_nothing_acknowledged() {
         assert_eq!(drain(&mut *reader, 1000).len() as i64, out[0] * 2);
     }
 }
+
+#[test]
+fn starts_and_times_are_found_by_partition() {
+    let (_folder, mut local) = store();
+    local.ensure("t", 3, Policy::Append).unwrap();
+    let at = |partition, ms| NewRecord { timestamp: Some(ms), ..record("t", partition, "k", None) };
+    assert_eq!(local.starts("t").unwrap(), [0, 0, 0]);
+    assert_eq!(local.offsets_at("t", 0).unwrap(), [0, 0, 0]);
+    // Times needn't rise, and -1 is no time.
+    local.append(&[at(0, -1), at(0, 10), at(0, 30), at(0, 20), at(1, -7), at(1, 30)]).unwrap();
+    assert_eq!(local.starts("t").unwrap(), [0, 0, 0]);
+    for (ms, expected) in [
+        (i64::MIN, [1, 0, 0]),
+        (-6, [1, 1, 0]),
+        (10, [1, 1, 0]),
+        (11, [2, 1, 0]),
+        (30, [2, 1, 0]),
+        (31, [4, 2, 0]),
+        (i64::MAX, [4, 2, 0]),
+    ] {
+        assert_eq!(local.offsets_at("t", ms).unwrap(), expected, "at {ms}");
+    }
+    local.connection.execute("DELETE FROM records WHERE partition = 0 AND \"offset\" < 2", []).unwrap();
+    assert_eq!(local.starts("t").unwrap(), [2, 0, 0]);
+    assert_eq!(local.offsets_at("t", 0).unwrap(), [2, 1, 0]);
+    assert!(local.starts("u").unwrap_err().detail.contains("topic u doesn't exist"));
+    assert!(local.offsets_at("u", 0).unwrap_err().detail.contains("topic u doesn't exist"));
+}

@@ -117,6 +117,14 @@ impl Topics for Registered {
         self.inner.ends(topic)
     }
 
+    fn starts(&mut self, topic: &str) -> Result<Vec<i64>> {
+        self.inner.starts(topic)
+    }
+
+    fn offsets_at(&mut self, topic: &str, time_ms: i64) -> Result<Vec<i64>> {
+        self.inner.offsets_at(topic, time_ms)
+    }
+
     fn reader(&mut self, topic: &str, from: &[i64]) -> Result<Box<dyn Reader>> {
         let inner = self.inner.reader(topic, from)?;
         let Some(role) = self.shared.roles.get(topic).copied() else { return Ok(inner) };

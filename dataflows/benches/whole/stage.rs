@@ -75,6 +75,7 @@ pub fn start(folder: &Path, semantics: &Semantics, partitions: u32, workers: usi
         formats: BTreeMap::new(),
         generators: vec![Box::new(Template::new(Prompt::builtin()))],
         points: None,
+        snapshots: None,
         validator: Validator::new(&Prompt::builtin()),
         encoder: Box::new(Hashed::new(WIDTH)),
         weights: weights()?,
@@ -87,7 +88,9 @@ pub fn start(folder: &Path, semantics: &Semantics, partitions: u32, workers: usi
         create_inputs: Some(partitions),
         generate: false,
         calls_file: None,
+        accept_truncated: false,
         edges: Default::default(),
+        cluster: Default::default(),
     };
     let mut job = Job::start(parts, Arc::new(semantics.clone()), options)?;
     job.run_until_idle(|_| {})?;

@@ -5,6 +5,7 @@
 //! the command line itself is wrong.
 
 mod check;
+mod erase;
 mod explain;
 mod run;
 mod tail;
@@ -34,6 +35,8 @@ enum Command {
     Check(check::Arguments),
     /// Replay MovieLens-100K as streams through the whole pipeline, on embedded defaults.
     Demo(demo::Arguments),
+    /// Erase a user from the job's outputs, logs and snapshots, and print what was erased and what wasn't.
+    Erase(erase::Arguments),
     /// Explain one vector: its history, its demonstrations, their prompts and CoT texts.
     Explain(explain::Arguments),
     /// Run a job.
@@ -80,6 +83,7 @@ pub fn run() -> ExitCode {
     let result = match cli.command {
         Command::Check(arguments) => check::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments).map(done),
+        Command::Erase(arguments) => erase::run(&arguments).map(done),
         Command::Explain(arguments) => explain::run(&arguments).map(done),
         Command::Run(arguments) => run::run(&arguments).map(done),
         Command::Tail(arguments) => tail::run(&arguments).map(done),

@@ -48,6 +48,9 @@ pub(super) struct Arguments {
     /// encoder: fast, for a first look at your own data.
     #[arg(long, requires = "interactions")]
     dry: bool,
+    /// Go on although records are gone that the job's state rests on, and put the loss on record.
+    #[arg(long)]
+    accept_truncated: bool,
     /// Stop when all input is committed and every wanted CoT is answered.
     #[arg(long)]
     until_idle: bool,
@@ -55,6 +58,10 @@ pub(super) struct Arguments {
     /// listen. Over files it is off by default.
     #[arg(long)]
     listen: Option<String>,
+    /// Which process of [cluster] this is. 0, the default, is the coordinator, which runs the job; another
+    /// one only hosts workers, until the coordinator ends.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    process: usize,
     /// Write the job's figures to this file at the end.
     #[arg(long, value_name = "FILE")]
     summary: Option<PathBuf>,
@@ -114,6 +121,26 @@ impl Arguments {
         wanted.into_iter().filter_map(target).collect()
     }
 
+    /// Refuses what a process that only hosts workers can't do.
+    fn only_hosts(&self) -> Result<()> {
+        let given = [
+            ("--features", self.features.is_some()),
+            ("--examples", self.examples.is_some()),
+            ("--dead-letters", self.dead_letters.is_some()),
+            ("--until-idle", self.until_idle),
+            ("--listen", self.listen.is_some()),
+            ("--summary", self.summary.is_some()),
+        ];
+        match given.into_iter().find(|(_, given)| *given) {
+            None => Ok(()),
+            Some((option, _)) => Err(Error::fatal(
+                "host workers",
+                format!("{option} is for the coordinator, process 0"),
+                "leave it out: a host writes and serves nothing",
+            )),
+        }
+    }
+
     /// The input files, which no output may overwrite.
     fn inputs(&self) -> Vec<PathBuf> {
         [&self.interactions, &self.items, &self.candidates].into_iter().flatten().cloned().collect()
@@ -121,7 +148,7 @@ impl Arguments {
 }
 
 /// A flag that SIGTERM and SIGINT raise: the job ends after the epoch under way.
-fn stop_flag() -> Result<Arc<AtomicBool>> {
+pub(super) fn stop_flag() -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
         // A second signal ends the process at once.
@@ -135,6 +162,11 @@ fn stop_flag() -> Result<Arc<AtomicBool>> {
 /// Runs the job.
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let (mut config, files) = arguments.config()?;
+    if arguments.process > 0 {
+        arguments.only_hosts()?;
+        return config.host(arguments.process);
+    }
+    config.options.cluster = config.cluster();
     config.listen(arguments.listen.as_deref())?;
     let targets = arguments.targets();
     Copies::check(&targets, &arguments.inputs())?;
@@ -147,7 +179,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let mut parts = config.parts()?;
     let stop = stop_flag()?;
     let mut copies = Copies::open(&targets, &mut *parts.topics, &config.options.names)?;
-    let (semantics, options) = (config.semantics.clone(), config.options.clone());
+    let (semantics, mut options) = (config.semantics.clone(), config.options.clone());
+    options.accept_truncated = arguments.accept_truncated;
     let job = Job::start_unless(parts, semantics, options, &stop, |job| observer.replayed(job))?;
     let mut job = match job {
         Started::Running(job) => *job,
@@ -155,6 +188,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
             eprintln!(
                 "run: stopped after {replayed} of {recorded} recorded epochs; nothing is lost, the next start replays them"
             );
+            config.options.cluster.finish();
             return Ok(());
         }
     };
@@ -185,6 +219,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     }
     // Answers under way were paid for: they are waited for and journaled, for a while.
     job.drain(config.drain)?;
+    job.snapshot();
     observer.finish(&mut job);
     if open {
         let totals = job.totals();
@@ -206,6 +241,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     if let Some(path) = &arguments.summary {
         demo::write_json(path, &summary)?;
     }
+    // The workers end, then the hosts.
+    drop(job);
+    config.options.cluster.finish();
     Ok(())
 }
 

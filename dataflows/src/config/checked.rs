@@ -2,6 +2,7 @@
 
 use super::parse;
 use super::raw::{EncoderKind, GeneratorKind, Raw, TopicsKind};
+use crate::cluster::{self, Cluster};
 use crate::job::{Options, Parts};
 use crate::names::Names;
 use ictflow_connectors::encoder::Embed;
@@ -20,6 +21,7 @@ use ictflow_connectors::local::{self, Local};
 use ictflow_connectors::points::Points;
 use ictflow_connectors::qdrant::Qdrant;
 use ictflow_connectors::registry::{self, Registered};
+use ictflow_connectors::snapshots::Snapshots;
 use ictflow_connectors::topics::Topics;
 use ictflow_connectors::{Error, Result};
 use ictflow_operators::ict::{Shape, Weights, untrained};
@@ -212,6 +214,14 @@ impl Config {
             "epochs.max_events must be 1 to 1000000",
         );
         require(raw.epochs.interval_ms <= 60_000, "epochs.interval_ms must be at most 60000");
+        require(
+            (1_000..=86_400_000).contains(&raw.snapshots.interval_ms),
+            "snapshots.interval_ms must be 1000 to 86400000",
+        );
+        require(
+            raw.snapshots.url.as_deref() != Some(""),
+            "snapshots.url is empty: give a folder, a URL or off",
+        );
         let kafka = raw.topics.kind == TopicsKind::Kafka;
         require(!kafka || raw.topics.kafka.is_some(), "topics.kind is kafka and [topics.kafka] is missing");
         require(kafka || raw.topics.kafka.is_none(), "[topics.kafka] is given and topics.kind is local");
@@ -261,6 +271,7 @@ impl Config {
         if let Some(openai) = &raw.generator.openai {
             problems.extend(openai.problems());
         }
+        problems.extend(raw.cluster.problems());
         problems.extend(raw.telemetry.problems());
         problems
     }
@@ -275,10 +286,12 @@ impl Config {
         let create_inputs = (!kafka).then(|| raw.topics.partitions.unwrap_or(1));
         let options = Options {
             calls_file: Some(state.join(format!("{job}.calls"))),
+            accept_truncated: false,
             edges: Default::default(),
             job,
             names,
             workers,
+            cluster: Default::default(),
             epoch_max_events: raw.epochs.max_events,
             create_inputs,
             generate: true,
@@ -422,7 +435,18 @@ impl Config {
             encoder,
             weights,
             points: self.points()?,
+            snapshots: self.snapshots()?,
         })
+    }
+
+    /// Where snapshots are kept and how often one is taken, `None` where they are off.
+    pub(crate) fn snapshots(&self) -> Result<Option<(Snapshots, Duration)>> {
+        let place = match self.raw.snapshots.url.as_deref() {
+            Some("off") => return Ok(None),
+            Some(url) => url.to_owned(),
+            None => self.state.join("snapshots").display().to_string(),
+        };
+        Ok(Some((Snapshots::open(&place)?, Duration::from_millis(self.raw.snapshots.interval_ms))))
     }
 
     /// The store of points with its over-fetch, `None` where the config has none.
@@ -466,6 +490,19 @@ impl Config {
 
     /// The weights of the file, or untrained ones, which are written to the state folder if `keep`.
     pub(crate) fn weights(&self, width: usize, keep: bool) -> Result<Arc<Weights>> {
+        let weights = self.weights_of(width, keep)?;
+        if weights.shape().text != width {
+            return Err(Error::fatal(
+                "load the ICT weights",
+                format!("they take texts of width {}, the encoder gives {width}", weights.shape().text),
+                "use the encoder that the weights were trained with",
+            ));
+        }
+        Ok(weights)
+    }
+
+    /// The weights of the file whatever their width, or untrained ones of this width.
+    fn weights_of(&self, width: usize, keep: bool) -> Result<Arc<Weights>> {
         let (path, bytes) = match &self.raw.ict.weights {
             Some(path) => {
                 let bytes = std::fs::read(path).map_err(|e| {
@@ -502,14 +539,29 @@ impl Config {
                 "schemas/weights.md says what the file must hold",
             )
         })?;
-        if weights.shape().text != width {
-            return Err(Error::fatal(
-                format!("load {}", path.display()),
-                format!("they take texts of width {}, the encoder gives {width}", weights.shape().text),
-                "use the encoder that the weights were trained with",
-            ));
-        }
         Ok(Arc::new(weights))
+    }
+
+    /// Hosts workers of the job as this process of `[cluster]`, until the coordinator ends. Reads the
+    /// weights, or where there are none the encoder's width, and nothing else of the job.
+    ///
+    /// # Errors
+    /// Those of [`cluster::host`], or `Fatal` where the weights can't be loaded.
+    pub fn host(&self, process: usize) -> Result<()> {
+        let width = match &self.raw.ict.weights {
+            // The coordinator looks whether they fit the encoder.
+            Some(_) => Shape::default().text,
+            None => self.encoder()?.width(),
+        };
+        let weights = self.weights_of(width, false)?;
+        let (job, workers) = (&self.options.job, self.options.workers);
+        cluster::host(&self.raw.cluster, process, job, workers, self.semantics.clone(), weights, true)
+    }
+
+    /// The other processes of the job. Only `run` has them: a command that opens the job for a moment
+    /// does it alone.
+    pub fn cluster(&self) -> Cluster {
+        Cluster::new(&self.raw.cluster, true)
     }
 
     fn make_state(&self) -> Result<()> {
@@ -549,6 +601,7 @@ mod tests {
             let raw = raw(text);
             assert_eq!(raw.semantics, Semantics::default());
             assert_eq!(raw.telemetry, ictflow_connectors::telemetry::Config::default());
+            assert_eq!(raw.cluster, cluster::Config::default());
             if let Some(kafka) = &raw.topics.kafka {
                 let servers = kafka.bootstrap_servers.clone();
                 let default =

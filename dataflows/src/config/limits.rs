@@ -24,6 +24,8 @@ const ROWS: &[Row] = &[
     ("epochs.interval_ms", 60_000, 60_001, &[]),
     ("epochs.max_events", 1, 0, &[]),
     ("epochs.max_events", 1_000_000, 1_000_001, &[]),
+    ("snapshots.interval_ms", 1_000, 999, &[]),
+    ("snapshots.interval_ms", 86_400_000, 86_400_001, &[]),
     ("topics.partitions", 1, 0, &[]),
     ("topics.partitions", 1_000, 1_001, &[]),
     ("topics.kafka.request_timeout_ms", 100, 99, &[]),

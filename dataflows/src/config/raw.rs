@@ -1,6 +1,7 @@
 //! The configuration as the TOML file writes it. Parsing does no I/O and checks nothing but names
 //! and types; an unknown key is an error.
 
+use crate::cluster;
 use ictflow_connectors::llm::openai;
 use ictflow_connectors::{kafka, qdrant, registry, telemetry};
 use ictflow_schemas::config::Semantics;
@@ -13,6 +14,8 @@ use std::path::PathBuf;
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Raw {
+    /// `[cluster]`: the processes of the job.
+    pub cluster: cluster::Config,
     /// The encoder of texts.
     pub encoder: Encoder,
     /// How epochs are closed.
@@ -29,13 +32,15 @@ pub struct Raw {
     pub registry: Option<registry::Config>,
     /// Every value that decides an output.
     pub semantics: Semantics,
-    /// The folder of this job's files: the `local` topics, the accounting file.
+    /// Snapshots of the job's state.
+    pub snapshots: SnapshotsConfig,
+    /// The folder of this job's files: the `local` topics, the accounting file, its snapshots.
     pub state: Option<PathBuf>,
     /// Metrics, probes and the status page.
     pub telemetry: telemetry::Config,
     /// Where the topics live.
     pub topics: Topics,
-    /// Worker threads of the dataflow.
+    /// Worker threads of the dataflow, in each process.
     pub workers: Option<usize>,
 }
 
@@ -73,6 +78,22 @@ pub struct Epochs {
 impl Default for Epochs {
     fn default() -> Self {
         Epochs { interval_ms: 500, max_events: 10_000 }
+    }
+}
+
+/// `[snapshots]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SnapshotsConfig {
+    /// A folder, or the URL of an object store; `snapshots` in the state folder by default. `off`: none.
+    pub url: Option<String>,
+    /// How often one is taken.
+    pub interval_ms: u64,
+}
+
+impl Default for SnapshotsConfig {
+    fn default() -> Self {
+        SnapshotsConfig { url: None, interval_ms: 60_000 }
     }
 }
 

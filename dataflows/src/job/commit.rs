@@ -7,8 +7,9 @@ use crate::points::SLICE;
 use crate::queue::Activity;
 use crate::sink::Committed;
 use crate::sources::Harvest;
-use ictflow_connectors::{Disposition, Error, Result, clock};
+use ictflow_connectors::{Disposition, Result, clock};
 use ictflow_operators::clock::Clock;
+use ictflow_operators::recovery::{Extent, Part, Recovery, Saved};
 use ictflow_schemas::config::Search;
 use ictflow_schemas::epoch::EpochRecord;
 use ictflow_schemas::topic::Topic;
@@ -18,14 +19,26 @@ use std::time::{Duration, Instant};
 /// The longest pause between two tries of a commit while recorded epochs are run again.
 pub(super) const STORE_PAUSE: Duration = Duration::from_millis(200);
 
-/// The dataflow's time for what an epoch's logs bring.
+/// The dataflow's times of one epoch: [`GROUPS`] for its logs and for states that are put back, one for
+/// what the store of points answers, one for saving.
+const TIMES: u64 = 32;
+
+/// Groups of shards in which users' states are put back, to bound memory.
+pub(super) const GROUPS: usize = 16;
+
+/// The dataflow's time for what an epoch's logs bring, and for the first group of states.
 fn first_time(epoch: i64) -> u64 {
-    2 * epoch as u64
+    TIMES * epoch as u64
 }
 
 /// The dataflow's time for what the store of points answers.
 fn second_time(epoch: i64) -> u64 {
-    first_time(epoch) + 1
+    first_time(epoch) + GROUPS as u64
+}
+
+/// The dataflow's time for saving users' states.
+fn save_time(epoch: i64) -> u64 {
+    second_time(epoch) + 1
 }
 
 fn clock_of(record: &EpochRecord, publish: bool) -> Clock {
@@ -62,6 +75,7 @@ impl Job {
         // be made with today's weights under yesterday's name. The next epoch publishes all.
         let publish = self.publish && record.actives == *self.actives;
         let activity = Activity::of(&harvest.input, record.clock);
+        let strays = self.answers_of_erased(&harvest.input);
         let output = self.run(&record, std::mem::take(&mut harvest.input), publish);
         if let Some(points) = &mut self.points {
             points.begin();
@@ -73,6 +87,7 @@ impl Job {
             harvest,
             activity,
             output,
+            strays,
             written: false,
             found: Vec::new(),
             looked_up: false,
@@ -109,7 +124,8 @@ impl Job {
             }
         }
         self.options.edges.pass(Edge::PointsAcknowledged, waiting.record.epoch);
-        let Uncommitted { begun, record, publish, harvest, activity, output, .. } = waiting;
+        let Uncommitted { begun, record, publish, harvest, activity, output, strays, .. } = waiting;
+        let erased = self.purge(&record)?;
         let offsets: Vec<(String, u32, i64)> = self
             .sources
             .iter()
@@ -126,6 +142,7 @@ impl Job {
             &output.features,
             &output.examples,
             &harvest.dead_letters,
+            &erased,
             &offsets,
         )?;
         let now = clock::now_ms();
@@ -139,7 +156,12 @@ impl Job {
         }
         self.options.edges.pass(Edge::Committed, record.epoch);
         self.committed = record.epoch;
+        self.truncation.to_record = None;
+        if let Some(epoch) = self.keeper.as_ref().and_then(|keeper| keeper.figures.epoch) {
+            self.sink.note_snapshot(epoch);
+        }
         self.requester.apply(&output, &harvest.answered, &harvest.embedded, &activity);
+        self.retract_strays(strays);
         self.totals.epochs += 1;
         self.totals.committed.features += committed.features;
         self.totals.committed.retractions += committed.retractions;
@@ -198,24 +220,15 @@ impl Job {
         let nothing = Vec::new();
         let mut harvest = self
             .harvest(|source| source.take_to(record.ends.get(source.topic().name()).unwrap_or(&nothing)))?;
-        if self.judge.maxima() != record.maxima {
-            return Err(Error::fatal(
-                format!("replay epoch {}", record.epoch),
-                "the interactions give other partition maxima than the epoch recorded",
-                "the log was truncated or changed below a committed bound, or a schema that the registry didn't know is known now: start a new job on it",
-            ));
-        }
+        self.truncation.check(&record, self.last.as_ref(), &self.judge.maxima())?;
+        self.judge.raise(&record.maxima);
         if record.epoch > self.committed {
             self.run_and_commit(record, harvest)?;
             return Ok(());
         }
         let activity = Activity::of(&harvest.input, record.clock);
         let output = self.run(&record, std::mem::take(&mut harvest.input), false);
-        if record.epoch == self.committed && self.semantics.search == Search::Stored {
-            // The state is now just what the standing features were made of.
-            let input = EpochInput { found: self.sink.take_used(), ..EpochInput::default() };
-            self.engine.run(second_time(record.epoch), clock_of(&record, false), input);
-        }
+        self.restore_used(&record);
         self.options.edges.pass(Edge::Rebuilding, record.epoch);
         self.sink.replay(&output.examples);
         self.requester.apply(&output, &harvest.answered, &harvest.embedded, &activity);
@@ -223,8 +236,55 @@ impl Job {
         Ok(())
     }
 
-    fn run(&mut self, record: &EpochRecord, input: EpochInput, publish: bool) -> EpochOutput {
-        let output = self.engine.run(first_time(record.epoch), clock_of(record, publish), input);
+    /// Saves users' states as they are after the last epoch.
+    pub(super) fn save_states(&mut self, extent: Extent) -> Vec<Saved> {
+        let Some(record) = &self.last else { return Vec::new() };
+        let recovery = (0..self.engine.peers() as u64).map(|worker| Recovery::Save(worker, extent)).collect();
+        let input = EpochInput { recovery, ..EpochInput::default() };
+        let clock = clock_of(record, self.sink.publishing());
+        let output = self.engine.run(save_time(record.epoch), clock, input);
+        let mut saved = output.saved;
+        saved.extend(self.judge.save(extent));
+        saved
+    }
+
+    /// Runs one of an epoch's first [`GROUPS`] times over states that are put back; with the first one the
+    /// epoch's logs.
+    pub(super) fn restore_group(
+        &mut self,
+        record: &EpochRecord,
+        group: usize,
+        states: Vec<Saved>,
+        input: EpochInput,
+    ) -> EpochOutput {
+        let (windows, states): (Vec<Saved>, Vec<Saved>) =
+            states.into_iter().partition(|saved| saved.part == Part::Accept);
+        for saved in windows {
+            self.judge.restore(saved);
+        }
+        let recovery = states.into_iter().map(Recovery::Restore).collect();
+        let input = EpochInput { recovery, ..input };
+        self.run_at(first_time(record.epoch) + group as u64, record, input, false)
+    }
+
+    /// Feeds what the standing features were made of, once the state is that of the committed epoch.
+    pub(super) fn restore_used(&mut self, record: &EpochRecord) {
+        if record.epoch == self.committed && self.semantics.search == Search::Stored {
+            let input = EpochInput { found: self.sink.take_used(), ..EpochInput::default() };
+            self.engine.run(second_time(record.epoch), clock_of(record, false), input);
+        }
+    }
+
+    fn run(&mut self, record: &EpochRecord, mut input: EpochInput, publish: bool) -> EpochOutput {
+        for erasure in &record.erasures {
+            self.judge.erase(erasure);
+            input.recovery.push(Recovery::Erase(erasure.user.as_str().into()));
+        }
+        self.run_at(first_time(record.epoch), record, input, publish)
+    }
+
+    fn run_at(&mut self, time: u64, record: &EpochRecord, input: EpochInput, publish: bool) -> EpochOutput {
+        let output = self.engine.run(time, clock_of(record, publish), input);
         for (demonstration, diff) in &output.demonstrations {
             if *diff > 0 {
                 self.demonstrations.insert(demonstration.clone());

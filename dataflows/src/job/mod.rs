@@ -15,9 +15,14 @@
 
 mod commit;
 mod edge;
+mod erase;
+mod recover;
 mod start;
+mod truncation;
 
+use crate::cluster::Cluster;
 use crate::engine::Engine;
+use crate::keeper::Keeper;
 use crate::names::Names;
 use crate::pipeline::EpochOutput;
 use crate::points::PointStore;
@@ -30,6 +35,7 @@ use ictflow_connectors::encoder::Embed;
 use ictflow_connectors::llm::Generate;
 use ictflow_connectors::llm::validate::Validator;
 use ictflow_connectors::points::Points;
+use ictflow_connectors::snapshots::Snapshots;
 use ictflow_connectors::topics::{Topics, Writer};
 use ictflow_connectors::{Disposition, Error, Result};
 use ictflow_operators::ict::Weights;
@@ -47,6 +53,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use edge::{Edge, Edges};
+pub use erase::Receipt;
+use erase::Stray;
+use truncation::Truncation;
+
 pub(crate) use start::{bounds_at, check_encoder, check_semantics, own_progress, read_progress};
 
 /// Answers that wait to be journaled before no more are taken: where the log can't be written, the
@@ -69,6 +79,9 @@ pub struct Parts {
     pub weights: Arc<Weights>,
     /// The store of points, and how many candidates it gives for a demonstration.
     pub points: Option<(Box<dyn Points>, usize)>,
+    /// Where snapshots are kept, and how often one is taken. Without it a start replays from the
+    /// earliest offsets.
+    pub snapshots: Option<(Snapshots, Duration)>,
 }
 
 /// How a job runs. Nothing here decides a value.
@@ -78,8 +91,10 @@ pub struct Options {
     pub job: String,
     /// The topics' names.
     pub names: Names,
-    /// Worker threads.
+    /// Worker threads of each process.
     pub workers: usize,
+    /// The other processes: none by default.
+    pub cluster: Cluster,
     /// Records of `interactions` in one epoch at most.
     pub epoch_max_events: usize,
     /// Partitions of `interactions`, `items` and `candidates` where the store creates them; `None`:
@@ -89,6 +104,8 @@ pub struct Options {
     pub generate: bool,
     /// Where each call's key and attempt is appended.
     pub calls_file: Option<PathBuf>,
+    /// Whether a start goes on without needed records that are gone, and puts the loss on record.
+    pub accept_truncated: bool,
     /// What is called at the edges of a commit: none but in tests.
     pub edges: Edges,
 }
@@ -113,6 +130,10 @@ pub struct Job {
     engine: Engine,
     requester: Requester,
     points: Option<PointStore>,
+    keeper: Option<Keeper>,
+    truncation: Truncation,
+    /// Of the erasure under way.
+    receipt: Receipt,
     /// The epoch that has run and isn't committed yet.
     uncommitted: Option<Uncommitted>,
     semantics: Arc<Semantics>,
@@ -157,6 +178,8 @@ struct Uncommitted {
     harvest: Harvest,
     activity: Activity,
     output: EpochOutput,
+    /// Answers of erased users among its records.
+    strays: Vec<Stray>,
     /// Whether its points are acknowledged.
     written: bool,
     /// What lookups gave so far, in their order.
@@ -199,6 +222,7 @@ impl Job {
     /// # Errors
     /// `Fatal`: the job must be dropped and started anew. Nothing of the epoch is visible then.
     pub fn step(&mut self, wait: Duration) -> Result<Step> {
+        self.keep();
         let step = Step { journaled: self.journal()?, ..Step::default() };
         if self.uncommitted.is_some() {
             return self.finish(wait).map(|done| step.with(done));
@@ -322,7 +346,7 @@ impl Job {
             actives: (*self.actives).clone(),
             config: (!known).then(|| self.config.clone()),
             config_digest,
-            starts: BTreeMap::new(),
+            starts: self.truncation.to_record.clone().unwrap_or_default(),
             erasures: Vec::new(),
             outputs: None,
         }

@@ -2,9 +2,11 @@
 //! replayed. What doesn't fit is refused by name.
 
 use super::commit::STORE_PAUSE;
-use super::{Commit, Job, Options, Parts, Started, Totals};
+use super::truncation::Truncation;
+use super::{Commit, Job, Options, Parts, Receipt, Started, Totals};
 use crate::engine::Engine;
 use crate::epochs;
+use crate::keeper::Keeper;
 use crate::points::PointStore;
 use crate::requester::Requester;
 use crate::sink::Sink;
@@ -97,7 +99,7 @@ impl Job {
 
     /// A job that has fenced its predecessors, and the recorded epochs that it must replay first.
     fn open(parts: Parts, semantics: Arc<Semantics>, options: Options) -> Result<(Self, Vec<EpochRecord>)> {
-        let Parts { mut topics, formats, generators, validator, encoder, weights, points } = parts;
+        let Parts { mut topics, formats, generators, validator, encoder, weights, points, snapshots } = parts;
         if semantics.search == Search::Stored && points.is_none() {
             return Err(Error::fatal(
                 "start the job",
@@ -105,6 +107,8 @@ impl Job {
                 "add the section [qdrant]",
             ));
         }
+        // A job that isn't whole fences nobody.
+        options.cluster.gather(&options.job, options.workers, &semantics, &weights)?;
         let points = points.map(|(store, over_fetch)| PointStore::new(store, over_fetch, encoder.width()));
         let names = options.names.clone();
         let partitions = prepare(&mut *topics, &options)?;
@@ -126,6 +130,13 @@ impl Job {
             ict_weights: weights.version().to_owned(),
         });
         check_fit(&records, &config, &actives)?;
+        let mut keeper = snapshots.map(|(store, interval)| Keeper::new(store, &options.job, interval));
+        let snapshot = match &mut keeper {
+            Some(keeper) if committed > 0 => keeper.find(&records, committed)?,
+            _ => None,
+        };
+        let truncation =
+            Truncation::look(&mut *topics, &names, &records, snapshot.as_ref(), options.accept_truncated)?;
         let maxima = at_commit.map(|record| record.maxima.clone());
         let sink = Sink::open(
             &mut *topics,
@@ -142,16 +153,22 @@ impl Job {
             let name = names.of(topic);
             let count = topics.partitions(name)?.unwrap_or(1);
             ends_at_start.insert(topic, topics.ends(name)?);
-            sources.push(Source::open(&mut *topics, topic, name, count)?);
+            let ends = snapshot.as_ref().filter(|_| topic == Topic::Interactions);
+            let from = ends.and_then(|record| record.ends.get(topic.name()).cloned());
+            let from = from.unwrap_or_else(|| vec![0; count as usize]);
+            sources.push(Source::open(&mut *topics, topic, name, &from)?);
         }
         let candidate_partitions = topics.partitions(names.of(Topic::Candidates))?.unwrap_or(1);
-        let judge = Judge::new(
+        let mut judge = Judge::new(
             semantics.clone(),
             formats,
             partitions,
             candidate_partitions,
             (encoder.id(), encoder.width()),
         );
+        for erasure in records.iter().flat_map(|record| &record.erasures) {
+            judge.erase(erasure);
+        }
         let requester = Requester::start(
             names,
             (semantics.partitioner, partitions),
@@ -161,8 +178,7 @@ impl Job {
             encoder,
             options.calls_file.as_deref(),
         )?;
-        let engine = Engine::start(options.workers, semantics.clone(), weights)
-            .map_err(|e| Error::fatal("start the timely workers", e, "is the limit of threads reached?"))?;
+        let engine = Engine::start_in(&options.cluster, options.workers, semantics.clone(), weights)?;
         let job = Job {
             topics,
             bounds,
@@ -173,6 +189,9 @@ impl Job {
             engine,
             requester,
             points,
+            keeper,
+            truncation,
+            receipt: Receipt::default(),
             uncommitted: None,
             semantics,
             options,
@@ -192,7 +211,15 @@ impl Job {
             journal_retries: 0,
             commit: Commit::default(),
         };
-        Ok((job, records))
+        let mut job = job;
+        match snapshot {
+            None => Ok((job, records)),
+            Some(snapshot) => {
+                job.restore(&snapshot, &records)?;
+                let later = records.into_iter().filter(|record| record.epoch > snapshot.epoch).collect();
+                Ok((job, later))
+            }
+        }
     }
 }
 
@@ -221,6 +248,13 @@ fn prepare(topics: &mut dyn Topics, options: &Options) -> Result<u32> {
     }
     let count = topics.partitions(name(Topic::Interactions))?.unwrap_or(1);
     for topic in [Topic::Cot, Topic::Features, Topic::Examples] {
+        if let Some(found) = topics.partitions(name(topic))?.filter(|found| *found != count) {
+            return Err(Error::fatal(
+                format!("start a job on {}", name(Topic::Interactions)),
+                format!("it has {count} partitions, and {} has {found}", name(topic)),
+                "a changed partition count moves users to other partitions: start a new job on topics of one count",
+            ));
+        }
         topics.ensure(name(topic), count, topic.policy())?;
     }
     for topic in [Topic::Embeddings, Topic::Epochs, Topic::Progress, Topic::DeadLetters] {

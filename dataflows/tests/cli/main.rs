@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod check;
+mod cluster;
 mod demo;
 mod explain;
 mod files;

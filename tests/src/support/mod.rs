@@ -2,7 +2,9 @@
 
 pub mod chaos;
 pub mod child;
+pub mod disturbed;
 pub mod endpoint;
+pub mod hosts;
 pub mod http;
 pub mod kafka;
 pub mod oracle;

@@ -12,7 +12,9 @@ use ictflow_connectors::llm::{Draft, Generate};
 use ictflow_connectors::local::Local;
 use ictflow_connectors::points::Points;
 use ictflow_connectors::registry::{self, Registered};
+use ictflow_connectors::snapshots::Snapshots;
 use ictflow_connectors::topics::Topics;
+use ictflow_dataflows::cluster::Cluster;
 use ictflow_dataflows::epochs::{read_compacted, read_whole};
 use ictflow_dataflows::job::{Edges, Job, Options, Parts};
 use ictflow_dataflows::names::Names;
@@ -97,6 +99,8 @@ pub struct World {
     pub partitions: u32,
     /// Timely workers.
     pub workers: usize,
+    /// The other processes.
+    pub cluster: Cluster,
     /// Events of an epoch.
     pub epoch: usize,
     /// The semantics.
@@ -107,10 +111,14 @@ pub struct World {
     pub weights: Arc<Vec<u8>>,
     /// Where calls are accounted.
     pub calls_file: Option<PathBuf>,
-    /// The store of points and its over-fetch, made anew for each job.
-    pub points: Option<Arc<MakePoints>>,
+    /// Where snapshots are kept and how often one is taken.
+    pub snapshots: Option<(PathBuf, Duration)>,
+    /// Whether a start goes on without needed records that are gone.
+    pub accept_truncated: bool,
     /// What is called at the edges of a commit.
     pub edges: Edges,
+    /// The store of points and its over-fetch, made anew for each job.
+    pub points: Option<Arc<MakePoints>>,
 }
 
 /// Makes a store of points.
@@ -132,13 +140,16 @@ impl World {
             job: job.to_owned(),
             partitions: 3,
             workers: 1,
+            cluster: Cluster::default(),
             epoch: 1_000,
             semantics,
             generate: true,
             weights,
             calls_file: None,
-            points: None,
+            snapshots: None,
+            accept_truncated: false,
             edges: Edges::default(),
+            points: None,
         }
     }
 
@@ -214,15 +225,23 @@ impl World {
             encoder,
             weights: Arc::new(Weights::from_safetensors(&self.weights).unwrap()),
             points: self.points.as_ref().map(|make| make()),
+            snapshots: match &self.snapshots {
+                Some((folder, interval)) => {
+                    Some((Snapshots::open(&folder.display().to_string())?, *interval))
+                }
+                None => None,
+            },
         };
         let options = Options {
             job: self.job.clone(),
             names: self.names(),
             workers: self.workers,
+            cluster: self.cluster.clone(),
             epoch_max_events: self.epoch,
             create_inputs: matches!(self.store, Store::Local(_)).then_some(self.partitions),
             generate: self.generate,
             calls_file: self.calls_file.clone(),
+            accept_truncated: self.accept_truncated,
             edges: self.edges.clone(),
         };
         Job::start_observed(parts, Arc::new(self.semantics.clone()), options, observe)
@@ -361,6 +380,13 @@ pub fn feed(job: &mut Job, lines: &[Value], partitions: u32) {
 pub fn append(job: &mut Job, lines: &[Value], partitions: u32) {
     let records: Vec<NewRecord> = lines.iter().map(|line| record(line, partitions, "")).collect();
     job.topics().append(&records).unwrap();
+}
+
+/// Appends records and steps until an epoch closes, or says why none does.
+pub fn append_and_step(job: &mut Job, lines: &[Value], partitions: u32) -> ictflow_connectors::Result<()> {
+    append(job, lines, partitions);
+    while job.step(Duration::from_millis(20))?.epoch.is_none() {}
+    Ok(())
 }
 
 /// Steps until an epoch closes.

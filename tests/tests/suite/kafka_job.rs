@@ -24,7 +24,7 @@ use std::time::Duration;
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// Sends records as a client that isn't ours.
-fn send(producer: &BaseProducer, lines: &[Value], world: &World) {
+pub fn send(producer: &BaseProducer, lines: &[Value], world: &World) {
     for line in lines {
         let new = record(line, world.partitions, &world.prefix);
         let mut message = BaseRecord::<[u8], [u8]>::to(&new.topic).partition(new.partition as i32);

@@ -292,6 +292,59 @@ fn offsets_before_the_first_kept_start_there_and_offsets_past_the_end_are_refuse
 }
 
 #[test]
+fn starts_follow_deletions_and_times_are_found_among_committed_records() {
+    let broker = Broker::shared();
+    let mut store = broker.connect();
+    let topic = unique("times");
+    store.ensure(&topic, 2, Policy::Append).unwrap();
+    assert_eq!(store.starts(&topic).unwrap(), [0, 0]);
+    assert_eq!(store.offsets_at(&topic, 0).unwrap(), [0, 0]);
+    // Times needn't rise with the offsets; near now, so that the broker's limits don't matter.
+    let base = 1_700_000_000_000;
+    let at = |partition, ms: i64| NewRecord {
+        timestamp: Some(base + ms),
+        ..new(&topic, partition, "k", &format!("at {ms}"))
+    };
+    let times = [10, 40, 20, 50];
+    store.append(&times.map(|ms| at(0, ms))).unwrap();
+    store.append(&[at(1, 30)]).unwrap();
+    for (ms, expected) in
+        [(0, [0, 0]), (10, [0, 0]), (11, [1, 0]), (30, [1, 0]), (31, [1, 1]), (41, [3, 1]), (51, [4, 1])]
+    {
+        assert_eq!(store.offsets_at(&topic, base + ms).unwrap(), expected, "at {ms}");
+    }
+    assert_eq!(store.offsets_at(&topic, -1).unwrap(), [0, 0]);
+    assert_eq!(store.offsets_at(&topic, i64::MAX).unwrap(), [4, 1]);
+
+    let (admin, options) = admin(broker);
+    let mut before = TopicPartitionList::new();
+    before.add_partition_offset(&topic, 0, Offset::Offset(2)).unwrap();
+    block_on(admin.delete_records(&before, &options)).unwrap();
+    assert_eq!(store.starts(&topic).unwrap(), [2, 0]);
+    assert_eq!(store.offsets_at(&topic, base).unwrap(), [2, 0]);
+    assert_eq!(store.offsets_at(&topic, -1).unwrap(), [2, 0]);
+    // A partition that lost all starts at its end.
+    let mut all = TopicPartitionList::new();
+    all.add_partition_offset(&topic, 0, Offset::End).unwrap();
+    block_on(admin.delete_records(&all, &options)).unwrap();
+    assert_eq!(store.starts(&topic).unwrap(), [4, 0]);
+    assert_eq!(store.ends(&topic).unwrap(), [4, 1]);
+
+    // What isn't committed has no time yet: the end of a read_committed reader stands for it.
+    let open = raw_transaction(broker, &unique("times-open"));
+    open.begin_transaction().unwrap();
+    open.send(BaseRecord::to(&topic).partition(1).key("k").payload("open").timestamp(base + 90)).unwrap();
+    open.flush(LIMIT).unwrap();
+    assert_eq!(store.offsets_at(&topic, base + 90).unwrap(), [4, 1]);
+    open.commit_transaction(LIMIT).unwrap();
+    await_ends(&mut store, &topic, &[4, 3]);
+    assert_eq!(store.offsets_at(&topic, base + 90).unwrap(), [4, 1]);
+    for missing in [store.starts("not-there"), store.offsets_at("not-there", 0)] {
+        assert!(missing.unwrap_err().detail.contains("doesn't exist"));
+    }
+}
+
+#[test]
 fn a_reader_that_retention_overtook_fails_by_name() {
     let broker = Broker::shared();
     // A reader that fetches little ahead, so that the deletion comes before its next fetch.

@@ -72,7 +72,8 @@ fn replayed(first: &World, name: &str, workers: usize, epoch: usize) -> World {
     world
 }
 
-fn same(first: &World, second: &World) {
+/// Holds the compacted outputs of two jobs against each other, byte for byte.
+pub fn same(first: &World, second: &World) {
     for topic in [Topic::Features, Topic::Examples, Topic::DeadLetters] {
         let (a, b) = (first.compacted(topic), second.compacted(topic));
         assert_eq!(a.len(), b.len(), "{topic:?} of {}", second.job);

@@ -72,6 +72,7 @@ fn start(folder: &Path, world: &World) -> Job {
         encoder: hashed(),
         weights: Arc::new(Weights::from_safetensors(&world.weights).unwrap()),
         points: None,
+        snapshots: None,
     };
     let options = Options {
         job: world.job.clone(),
@@ -81,7 +82,9 @@ fn start(folder: &Path, world: &World) -> Job {
         create_inputs: Some(1),
         generate: true,
         calls_file: None,
+        accept_truncated: false,
         edges: Default::default(),
+        cluster: Default::default(),
     };
     Job::start(parts, Arc::new(world.semantics.clone()), options).unwrap()
 }
