@@ -59,7 +59,9 @@ pub struct Plan {
 
 impl Plan {
     fn json(&self) -> Value {
-        let World { prefix, job, partitions, workers, epoch, semantics, calls_file, store, .. } = &self.world;
+        let World {
+            prefix, job, partitions, workers, epoch, semantics, calls_file, snapshots, store, ..
+        } = &self.world;
         let Store::Kafka(config) = store else { panic!("a child's job runs on kafka") };
         let fault = match self.fault {
             None => Value::Null,
@@ -70,6 +72,7 @@ impl Plan {
             "bootstrap": config.bootstrap_servers, "prefix": prefix, "job": job, "partitions": partitions,
             "workers": workers, "epoch": epoch, "semantics": semantics, "calls_file": calls_file,
             "threads": self.threads, "call_ms": self.call.as_millis() as u64,
+            "snapshots": snapshots.as_ref().map(|(folder, interval)| json!([folder, interval.as_millis() as u64])),
             "pause_ms": self.pause.as_millis() as u64, "stop": self.stop, "fault": fault,
         })
     }
@@ -87,6 +90,11 @@ impl Plan {
         world.workers = number("workers") as usize;
         world.epoch = number("epoch") as usize;
         world.calls_file = plan["calls_file"].as_str().map(PathBuf::from);
+        world.snapshots = plan["snapshots"].as_array().map(|kept| {
+            let (folder, interval) =
+                (kept[0].as_str().expect("a folder"), kept[1].as_u64().expect("an interval"));
+            (PathBuf::from(folder), Duration::from_millis(interval))
+        });
         let fault = plan["fault"].as_array().map(|fault| {
             let (name, pass) = (fault[0].as_str().expect("a name"), fault[1].as_u64().expect("a pass"));
             match Edge::ALL.into_iter().find(|edge| format!("{edge:?}") == name) {
