@@ -1,6 +1,7 @@
 //! What the tests share: worlds replayed through a job, dumps, the independent oracle.
 
 pub mod chaos;
+pub mod child;
 pub mod disturbed;
 pub mod endpoint;
 pub mod hosts;
@@ -9,4 +10,7 @@ pub mod kafka;
 pub mod oracle;
 pub mod qdrant;
 pub mod registry;
+pub mod stream;
+pub mod transactions;
+pub mod verifier;
 pub mod world;
