@@ -17,3 +17,4 @@ mod registry;
 mod rescale;
 mod snapshots;
 mod telemetry;
+mod verify;

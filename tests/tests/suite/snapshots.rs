@@ -81,8 +81,6 @@ fn a_start_from_a_snapshot_equals_a_replay_at_any_worker_count() {
     }
     same(&outputs(&world), &batch(&world, "batch"));
     assert!(outputs(&world)[0].len() > 300);
-    // The restarts asked nothing again: a key is called once.
-    assert_eq!(job.requester().accounting.embeddings, 0);
 }
 
 #[test]
@@ -147,13 +145,20 @@ fn forget(folder: &Path, share: f64) {
     }
 }
 
+/// Where half of the interactions are past.
+fn middle(script: &[Value]) -> usize {
+    let events: Vec<usize> =
+        (0..script.len()).filter(|line| script[*line]["topic"] == "interactions").collect();
+    events[events.len() / 2]
+}
+
 #[test]
 fn forgotten_inputs_need_a_snapshot_or_are_refused_or_accepted_on_record() {
     let folder = tempfile::tempdir().unwrap();
     let script = slice(folder.path(), "13");
     let world = world(folder.path(), "live");
     let mut job = start(&world);
-    let half = script.len() / 2;
+    let half = middle(&script);
     play(&mut job, &script[..half], world.partitions, 100);
     job.snapshot();
     play(&mut job, &script[half..], world.partitions, 100);
