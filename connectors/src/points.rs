@@ -91,4 +91,16 @@ pub trait Points: Send {
 
     /// Removes points that were marked as deleted at or before `epoch`.
     fn purge(&mut self, epoch: i64) -> Result<()>;
+
+    /// Goes on in another collection, which must be prepared. A store that has only one stays in it.
+    fn select(&mut self, _collection: &str) {}
+
+    /// Leads readers from outside, who follow one name, to the collection in use, in one step. Doing it
+    /// again changes nothing. A store without such names does nothing.
+    ///
+    /// # Errors
+    /// `Retry` where the store doesn't answer; `Fatal` where the name can't be given.
+    fn activate(&mut self) -> Result<()> {
+        Ok(())
+    }
 }

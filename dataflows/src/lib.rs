@@ -1,5 +1,6 @@
 //! Assembly of ictflow: the graph, the jobs, the one binary.
 
+pub mod backfill;
 pub mod call_times;
 pub mod check;
 pub mod cli;

@@ -1,5 +1,6 @@
 //! The names of a job's topics on the store.
 
+use ictflow_schemas::epoch::Outputs;
 use ictflow_schemas::topic::Topic;
 use std::collections::BTreeMap;
 
@@ -13,14 +14,34 @@ impl Names {
     /// topics that belong to one job.
     pub fn new(replaced: &BTreeMap<Topic, String>, suffix: &str) -> Self {
         let name = |topic: Topic| {
-            let own = matches!(
-                topic,
-                Topic::Epochs | Topic::Progress | Topic::Features | Topic::Examples | Topic::DeadLetters
-            );
-            let default = if own { format!("{}{suffix}", topic.name()) } else { topic.name().to_owned() };
+            let default =
+                if own(topic) { format!("{}{suffix}", topic.name()) } else { topic.name().to_owned() };
             replaced.get(&topic).cloned().unwrap_or(default)
         };
         Names(Topic::ALL.into_iter().map(|topic| (topic, name(topic))).collect())
+    }
+
+    /// The names of a backfill of this job: the same inputs and answers, its own topics named as the job's
+    /// with the backfill's name behind them.
+    pub fn of_backfill(&self, backfill: &str) -> Names {
+        let name = |(topic, name): (&Topic, &String)| match own(*topic) {
+            true => (*topic, format!("{name}.{backfill}")),
+            false => (*topic, name.clone()),
+        };
+        Names(self.0.iter().map(name).collect())
+    }
+
+    /// The backfill whose features these are, where they are one's of this job.
+    pub fn backfill_of<'a>(&self, features: &'a str) -> Option<&'a str> {
+        features.strip_prefix(self.of(Topic::Features))?.strip_prefix('.').filter(|name| !name.is_empty())
+    }
+
+    /// These names with other outputs.
+    pub fn with_outputs(&self, outputs: &Outputs) -> Names {
+        let mut names = self.clone();
+        names.0.insert(Topic::Features, outputs.features.clone());
+        names.0.insert(Topic::Examples, outputs.examples.clone());
+        names
     }
 
     /// The topics by their names on the store.
@@ -32,4 +53,9 @@ impl Names {
     pub fn of(&self, topic: Topic) -> &str {
         &self.0[&topic]
     }
+}
+
+/// Whether a topic belongs to one job.
+fn own(topic: Topic) -> bool {
+    matches!(topic, Topic::Epochs | Topic::Progress | Topic::Features | Topic::Examples | Topic::DeadLetters)
 }

@@ -59,6 +59,13 @@ pub struct PointStore {
     todo: Option<(Vec<Point>, Vec<Uuid>)>,
     /// The last epoch after which marked points were removed.
     purged: i64,
+    /// Added to epochs: a collection that a backfill filled has points of the backfill's epochs, and the
+    /// job's come after them.
+    base: i64,
+    /// Whether readers from outside are led to the collection: by the job, never by a backfill.
+    leads: bool,
+    /// Whether they are since the collection was last compared.
+    led: bool,
     /// What was written and asked.
     pub figures: Figures,
 }
@@ -74,8 +81,20 @@ impl PointStore {
             in_step: false,
             todo: None,
             purged: 0,
+            base: 0,
+            leads: true,
+            led: false,
             figures: Figures::default(),
         }
+    }
+
+    /// Goes on in this collection, or in the configured one. `base` is the greatest epoch of whoever filled
+    /// it before; with `leads` readers from outside are led to it.
+    pub fn place(&mut self, collection: Option<&str>, base: i64, leads: bool) {
+        if let Some(collection) = collection {
+            self.store.select(collection);
+        }
+        (self.base, self.leads, self.led, self.in_step) = (base, leads, false, false);
     }
 
     /// Begins an epoch.
@@ -126,7 +145,7 @@ impl PointStore {
         self.in_step = false;
         let later = (points.split_off(points.len().min(SLICE)), deleted.split_off(deleted.len().min(SLICE)));
         if !points.is_empty() || !deleted.is_empty() {
-            self.store.write(epoch, &points, &deleted)?;
+            self.store.write(self.base + epoch, &points, &deleted)?;
             self.figures.upserted += points.len() as u64;
             self.figures.deleted += deleted.len() as u64;
         }
@@ -145,9 +164,12 @@ impl PointStore {
         epoch: i64,
         pool: &BTreeSet<Arc<Demonstration>>,
     ) -> Result<(Vec<Point>, Vec<Uuid>)> {
+        self.led = false;
         self.store.prepare(self.width)?;
         let standing = self.store.list()?;
-        if let Some(later) = standing.values().map(|point| point.epoch).filter(|e| *e > epoch).max() {
+        if let Some(later) =
+            standing.values().map(|point| point.epoch).filter(|e| *e > self.base + epoch).max()
+        {
             return Err(Error::fatal(
                 format!("write the points of epoch {epoch}"),
                 format!("the collection has points of epoch {later}"),
@@ -216,13 +238,22 @@ impl PointStore {
         Ok(lookups.iter().zip(answers).map(found).collect())
     }
 
-    /// After a commit: removes, now and then, what was marked as deleted long ago. A failure leaves the
-    /// marks for the next time: they are in nobody's way.
+    /// After a commit: leads readers from outside here, where they aren't yet, and removes, now and then, what
+    /// was marked as deleted long ago. A failure leaves either for the next time: marks are in nobody's way, and
+    /// readers find what they had.
     pub fn tidy(&mut self, epoch: i64) {
+        if self.leads && self.in_step && !self.led {
+            match self.store.activate() {
+                Ok(()) => self.led = true,
+                Err(error) => {
+                    tracing::warn!(%error, "readers from outside aren't led to the collection yet, trying again after the next epoch");
+                }
+            }
+        }
         if epoch < self.purged + PURGE_AFTER {
             return;
         }
-        match self.store.purge(epoch - PURGE_AFTER) {
+        match self.store.purge(self.base + epoch - PURGE_AFTER) {
             Ok(()) => self.purged = epoch,
             Err(error) => {
                 tracing::warn!(%error, "points marked as deleted couldn't be removed, trying again after the next epoch");

@@ -80,7 +80,15 @@ pub struct Sink {
     examples: isize,
     /// The epoch of the newest good snapshot.
     snapshot: Option<i64>,
+    /// By partition, the least event time of examples that are published; empty for all.
+    least: Vec<Millis>,
+    /// Added to the epoch that records name in their headers.
+    header_base: i64,
 }
+
+/// What a backfill adds to the epochs in its records' headers. They are negative, so that whatever the job
+/// writes to these topics after a promote counts as newer for readers who compare.
+pub const BACKFILL_HEADERS: i64 = -(1 << 40);
 
 /// Examples while a replay runs.
 #[derive(Default)]
@@ -156,7 +164,14 @@ impl Sink {
             rebuilt,
             examples: 0,
             snapshot: None,
+            least: Vec::new(),
+            header_base: 0,
         })
+    }
+
+    /// Makes it the sink of a backfill: examples older than `least`, by partition, aren't published.
+    pub fn of_backfill(&mut self, least: Vec<Millis>) {
+        (self.least, self.header_base) = (least, BACKFILL_HEADERS);
     }
 
     /// The demonstrations that each standing feature uses, for a job that searches in a store of points;
@@ -220,7 +235,7 @@ impl Sink {
         let published_at = clock::now_ms().to_string().into_bytes();
         for (substep, record) in records.iter_mut().enumerate() {
             record.headers = vec![
-                (HEADER_EPOCH.to_owned(), epoch.to_string().into_bytes()),
+                (HEADER_EPOCH.to_owned(), (self.header_base + epoch).to_string().into_bytes()),
                 (HEADER_SUBSTEP.to_owned(), substep.to_string().into_bytes()),
                 (HEADER_PUBLISHED_AT.to_owned(), published_at.clone()),
             ];
@@ -322,9 +337,16 @@ impl Sink {
             }
         }
         net.extend(erased.iter().map(|(key, partition)| (key.clone(), (*partition, None))));
+        net.retain(|key, (partition, _)| self.publishes(key, *partition));
         for (key, (partition, value)) in net {
             records.push(record(&topic, partition, key, value));
         }
+    }
+
+    /// Whether an example's key isn't older than the least time that is published.
+    fn publishes(&self, key: &[u8], partition: u32) -> bool {
+        let least = self.least.get(partition as usize).copied().unwrap_or(i64::MIN);
+        least == i64::MIN || time_of_example(key).is_none_or(|time| time >= least)
     }
 
     /// The topic of the examples.
@@ -378,10 +400,8 @@ impl Sink {
 impl Rebuilt {
     /// Whether an example's key was not final at the committed epoch.
     fn open(&self, key: &[u8], partition: u32, semantics: &Semantics) -> bool {
-        let parts = unframe(key).unwrap_or_default();
-        let time = parts.get(1).and_then(|time| <[u8; 8]>::try_from(*time).ok()).map(i64::from_be_bytes);
         let maximum = self.maxima.get(partition as usize).copied().unwrap_or(i64::MAX);
-        time.is_some_and(|time| !is_final(time, maximum, semantics))
+        time_of_example(key).is_some_and(|time| !is_final(time, maximum, semantics))
     }
 
     fn apply(&mut self, changes: &Changes<Arc<Example>>, semantics: &Semantics) {
@@ -407,6 +427,12 @@ fn net(changes: &Changes<Arc<Example>>) -> BTreeMap<Vec<u8>, (u32, Option<Vec<u8
         }
     }
     net
+}
+
+/// The event time in a key of `examples`.
+pub(crate) fn time_of_example(key: &[u8]) -> Option<Millis> {
+    let parts = unframe(key)?;
+    parts.get(1).and_then(|time| <[u8; 8]>::try_from(*time).ok()).map(i64::from_be_bytes)
 }
 
 /// A feature's demonstrations, as retrieval takes them back.

@@ -43,6 +43,8 @@ pub struct Source {
     waiting: Vec<VecDeque<Record>>,
     /// By partition, the end offset of the last closed epoch.
     ends: Vec<i64>,
+    /// By partition, the offset from which nothing is taken; `None` where the log is read on and on.
+    until: Option<Vec<i64>>,
     /// Records and bytes of keys and values read so far.
     read: (u64, u64),
 }
@@ -58,8 +60,19 @@ impl Source {
             reader,
             waiting: vec![VecDeque::new(); ends.len()],
             ends,
+            until: None,
             read: (0, 0),
         })
+    }
+
+    /// Takes nothing from these offsets on, one a partition.
+    pub fn bound(&mut self, until: Vec<i64>) {
+        self.until = Some(until);
+    }
+
+    /// By partition, the offset from which nothing is taken, where there is one.
+    pub fn until(&self) -> Option<&[i64]> {
+        self.until.as_deref()
     }
 
     /// The topic's role.
@@ -81,7 +94,9 @@ impl Source {
     pub fn reached(&self) -> Vec<i64> {
         let positions = self.reader.positions();
         let next = |p: usize| self.waiting[p].front().map_or(positions[p], |record| record.offset);
-        self.ends.iter().enumerate().map(|(p, end)| (*end).max(next(p))).collect()
+        let bound =
+            |p: usize| self.until.as_ref().and_then(|until| until.get(p)).copied().unwrap_or(i64::MAX);
+        self.ends.iter().enumerate().map(|(p, end)| (*end).max(next(p)).min(bound(p))).collect()
     }
 
     /// By partition, the offset below which everything was read.
@@ -102,7 +117,7 @@ impl Source {
     /// Reads on, unless `limit` records wait already.
     pub fn fill(&mut self, limit: usize, wait: Duration) -> Result<()> {
         let room = limit.saturating_sub(self.waiting());
-        if room > 0 {
+        if room > 0 && !self.at_bound() {
             for record in self.reader.poll(room, wait)? {
                 self.keep(record)?;
             }
@@ -110,8 +125,18 @@ impl Source {
         Ok(())
     }
 
+    /// Whether everything below the bounds was read.
+    pub fn at_bound(&self) -> bool {
+        let positions = self.reader.positions();
+        self.until.as_ref().is_some_and(|until| positions.iter().zip(until).all(|(at, bound)| at >= bound))
+    }
+
     fn keep(&mut self, record: Record) -> Result<()> {
         let partition = record.partition as usize;
+        let bound = self.until.as_ref().and_then(|until| until.get(partition));
+        if bound.is_some_and(|bound| record.offset >= *bound) {
+            return Ok(());
+        }
         let Some(waiting) = self.waiting.get_mut(partition) else {
             return Err(Error::fatal(
                 format!("read topic {}", self.name),

@@ -4,8 +4,9 @@ use super::client::{Client, completed};
 use super::{Reached, fields};
 use crate::{Error, Result};
 use qdrant_client::qdrant::{
-    CollectionInfo, CreateCollectionBuilder, CreateFieldIndexCollectionBuilder, Distance, FieldType,
-    HnswConfigDiffBuilder, PayloadSchemaType, VectorParamsBuilder, VectorsConfigBuilder, vectors_config,
+    CollectionInfo, CreateAlias, CreateCollectionBuilder, CreateFieldIndexCollectionBuilder, Distance,
+    FieldType, HnswConfigDiffBuilder, PayloadSchemaType, VectorParamsBuilder, VectorsConfigBuilder,
+    vectors_config,
 };
 use std::collections::BTreeMap;
 
@@ -120,6 +121,22 @@ pub(super) async fn prepare(client: &Client, width: usize) -> Result<()> {
             .await?;
     }
     Ok(())
+}
+
+/// Points an alias at the collection in use. One request replaces an alias that led elsewhere, so there is
+/// no moment without it.
+pub(super) async fn activate(client: &Client, alias: &str) -> Result<()> {
+    let name = client.config.collection.as_str();
+    let request = CreateAlias { collection_name: name.to_owned(), alias_name: alias.to_owned() };
+    client
+        .attempt(
+            || format!("point the alias {alias} at collection {name}"),
+            async || {
+                client.qdrant.create_alias(request.clone()).await?;
+                Ok(())
+            },
+        )
+        .await
 }
 
 async fn create(client: &Client, width: usize) -> Result<()> {

@@ -35,6 +35,9 @@
 //! A point has the named vectors `sample` and `cot` under the dot product, and the payload `user`,
 //! `item`, `positive`, `label_time`, `history`, `creator`, `categories`, `digest`, `epoch` and `deleted`.
 //! Only `sample` is searched.
+//!
+//! The alias `COLLECTION-active` leads readers from outside to the collection in use: a job that goes on
+//! in another collection points it there with one request, which replaces it. The job itself uses real names.
 
 mod client;
 mod collection;
@@ -90,6 +93,14 @@ pub struct Qdrant {
     /// Always there until the drop.
     runtime: Option<Runtime>,
     width: Option<usize>,
+    /// The alias that leads readers to the collection in use.
+    alias: String,
+}
+
+/// The alias that leads readers from outside to the collection that a job uses now. `collection` is the
+/// configured one.
+pub fn alias_of(collection: &str) -> String {
+    format!("{collection}-active")
 }
 
 impl Qdrant {
@@ -99,6 +110,7 @@ impl Qdrant {
     /// # Errors
     /// `Fatal` where the config has problems (all are named at once) or the secret can't be read.
     pub fn new(config: Config) -> Result<Self> {
+        let alias = alias_of(&config.collection);
         let client = Client::new(config)?;
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
@@ -106,7 +118,7 @@ impl Qdrant {
             .enable_all()
             .build()
             .map_err(|error| Error::fatal("start the qdrant client", error, "raise the limit of threads"))?;
-        Ok(Qdrant { client, runtime: Some(runtime), width: None })
+        Ok(Qdrant { client, runtime: Some(runtime), width: None, alias })
     }
 
     /// What this store counted.
@@ -176,6 +188,17 @@ impl Points for Qdrant {
 
     fn purge(&mut self, epoch: i64) -> Result<()> {
         self.run(async |client| write::purge(client, epoch).await)
+    }
+
+    fn select(&mut self, collection: &str) {
+        if self.client.config.collection != collection {
+            self.client.config.collection = collection.to_owned();
+            self.width = None;
+        }
+    }
+
+    fn activate(&mut self) -> Result<()> {
+        self.run(async |client| collection::activate(client, &self.alias).await)
     }
 }
 

@@ -26,7 +26,8 @@ pub struct Registered {
 /// What the store, its readers and its writers share.
 struct Shared {
     schemas: Schemas,
-    /// The role of each topic by its name on the store. Topics of other names pass as they are.
+    /// The role of each topic by its name on the store. A name that has more behind a dot is that of a
+    /// backfill's topic, if it is one of ours. Topics of other names pass as they are.
     roles: BTreeMap<String, Topic>,
     /// The id of our newest schema, by role, for the topics that we write; empty where nothing is
     /// written.
@@ -79,10 +80,19 @@ fn id_of_ours(client: &Client, name: &str, topic: Topic) -> Result<u32> {
 }
 
 impl Shared {
+    /// The role of a topic.
+    fn role(&self, name: &str) -> Option<Topic> {
+        let of_backfill = || {
+            let (live, _) = name.rsplit_once('.')?;
+            self.roles.get(live).filter(|topic| written(**topic))
+        };
+        self.roles.get(name).or_else(of_backfill).copied()
+    }
+
     /// A record as it is written to the topic.
     fn frame(&self, record: &NewRecord) -> Result<NewRecord> {
         let mut record = record.clone();
-        let topic = self.roles.get(&record.topic).copied().filter(|topic| written(*topic));
+        let topic = self.role(&record.topic).filter(|topic| written(*topic));
         let (Some(topic), Some(value)) = (topic, &record.value) else { return Ok(record) };
         let context = || format!("frame a record of topic {}", record.topic);
         let hint = "this is a defect of ictflow: report it";
@@ -127,7 +137,7 @@ impl Topics for Registered {
 
     fn reader(&mut self, topic: &str, from: &[i64]) -> Result<Box<dyn Reader>> {
         let inner = self.inner.reader(topic, from)?;
-        let Some(role) = self.shared.roles.get(topic).copied() else { return Ok(inner) };
+        let Some(role) = self.shared.role(topic) else { return Ok(inner) };
         let shared = Arc::clone(&self.shared);
         Ok(Box::new(RegisteredReader { inner, shared, name: topic.to_owned(), role, last: None }))
     }

@@ -90,6 +90,8 @@ pub fn start(folder: &Path, semantics: &Semantics, partitions: u32, workers: usi
         calls_file: None,
         accept_truncated: false,
         edges: Default::default(),
+        bounded: None,
+        switch: None,
         cluster: Default::default(),
     };
     let mut job = Job::start(parts, Arc::new(semantics.clone()), options)?;

@@ -29,7 +29,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let mut topics = config.topics(true)?;
     let items = config.formats().get(&Topic::Items).copied().unwrap_or(Format::Avro);
     let pair = (user.as_str(), item.as_str());
-    let names = &config.options.names;
+    let names = &store.names(&config, &mut *topics)?;
     // A state folder alone doesn't say the job's name; its outputs do, for they belong to one job.
     let recorded = match store.config {
         None => job_of_outputs(&mut *topics, names)?,

@@ -4,9 +4,11 @@
 //! with 0 where it did what it was asked, 1 where it failed (`check`: where it found problems), 2 where
 //! the command line itself is wrong.
 
+mod backfill;
 mod check;
 mod erase;
 mod explain;
+mod promote;
 mod run;
 mod tail;
 mod verify;
@@ -16,7 +18,10 @@ pub use run::{tell_address, warn_untrained};
 use crate::config::checked::{Config, InputFiles};
 use crate::config::raw::Raw;
 use crate::demo;
+use crate::job::outputs;
+use crate::names::Names;
 use clap::{Args, Parser, Subcommand};
+use ictflow_connectors::topics::Topics;
 use ictflow_connectors::{Error, Result};
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -32,6 +37,9 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Make the job's outputs once more from its logs, into topics and a collection of their own, without
+    /// asking anything, and compare them with the live ones.
+    Backfill(backfill::Arguments),
     /// Find every problem of a configuration, its files and its connections. Writes nothing.
     Check(check::Arguments),
     /// Replay MovieLens-100K as streams through the whole pipeline, on embedded defaults.
@@ -40,6 +48,10 @@ enum Command {
     Erase(erase::Arguments),
     /// Explain one vector: its history, its demonstrations, their prompts and CoT texts.
     Explain(explain::Arguments),
+    /// Make a backfill's outputs the job's own.
+    Promote(promote::Promote),
+    /// Go back to the outputs before the last promote.
+    Rollback(promote::Rollback),
     /// Run a job.
     Run(Box<run::Arguments>),
     /// Print decoded records of a topic as JSON Lines.
@@ -60,6 +72,13 @@ struct Store {
 }
 
 impl Store {
+    /// The job's topics as readers follow them: its outputs may have been switched.
+    fn names(&self, config: &Config, topics: &mut dyn Topics) -> Result<Names> {
+        // A state folder alone doesn't say the job's name; its topics do.
+        let job = self.config.is_some().then_some(config.options.job.as_str());
+        outputs::active(topics, &config.options.names, job)
+    }
+
     fn config(&self) -> Result<Config> {
         match (&self.config, &self.state) {
             (Some(path), _) => Config::read_with_inputs(path),
@@ -84,10 +103,13 @@ pub fn run() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr).init();
     let done = |()| ExitCode::SUCCESS;
     let result = match cli.command {
+        Command::Backfill(arguments) => backfill::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments).map(done),
         Command::Erase(arguments) => erase::run(&arguments).map(done),
         Command::Explain(arguments) => explain::run(&arguments).map(done),
+        Command::Promote(arguments) => promote::promote(&arguments).map(done),
+        Command::Rollback(arguments) => promote::rollback(&arguments).map(done),
         Command::Run(arguments) => run::run(&arguments).map(done),
         Command::Tail(arguments) => tail::run(&arguments).map(done),
         Command::Verify(arguments) => verify::run(&arguments),

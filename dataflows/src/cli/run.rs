@@ -4,7 +4,7 @@ use super::Store;
 use crate::config::checked::{Config, InputFiles};
 use crate::copies::{Copies, Target};
 use crate::demo;
-use crate::job::{Job, Started};
+use crate::job::{Job, Started, outputs};
 use crate::progress::Reporter;
 use crate::requester::IDLE;
 use crate::status::Observer;
@@ -178,7 +178,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     // nothing is under way yet.
     let mut parts = config.parts()?;
     let stop = stop_flag()?;
-    let mut copies = Copies::open(&targets, &mut *parts.topics, &config.options.names)?;
+    let names = match targets.is_empty() {
+        true => config.options.names.clone(),
+        false => outputs::active(&mut *parts.topics, &config.options.names, Some(&config.options.job))?,
+    };
+    let mut copies = Copies::open(&targets, &mut *parts.topics, &names)?;
     let (semantics, mut options) = (config.semantics.clone(), config.options.clone());
     options.accept_truncated = arguments.accept_truncated;
     let job = Job::start_unless(parts, semantics, options, &stop, |job| observer.replayed(job))?;
@@ -194,6 +198,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     };
     observer.started(&job);
     warn_untrained(&job);
+    if !targets.is_empty() && *job.names() != names {
+        return Err(Error::fatal(
+            "copy the outputs",
+            "they were switched while the job started",
+            "start again; a copy of the outputs before needs another file",
+        ));
+    }
     copies.start(job.topics())?;
     let mut open = copies.copy(job.totals())?;
     let mut reporter = Reporter::new("run");

@@ -195,8 +195,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         ));
     }
     let config = arguments.store.config()?;
-    let name = config.options.names.of(topic).to_owned();
     let mut topics = config.topics(true)?;
+    let names = match topic {
+        Topic::Features | Topic::Examples => arguments.store.names(&config, &mut *topics)?,
+        _ => config.options.names.clone(),
+    };
+    let name = names.of(topic).to_owned();
     if topics.partitions(&name)?.is_none() {
         return Err(Error::fatal(
             "tail",

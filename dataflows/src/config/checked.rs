@@ -288,6 +288,8 @@ impl Config {
             calls_file: Some(state.join(format!("{job}.calls"))),
             accept_truncated: false,
             edges: Default::default(),
+            bounded: None,
+            switch: None,
             job,
             names,
             workers,

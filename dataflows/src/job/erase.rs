@@ -111,7 +111,7 @@ impl Job {
         Ok(std::mem::take(&mut self.receipt))
     }
 
-    fn finish_whole(&mut self) -> Result<()> {
+    pub(super) fn finish_whole(&mut self) -> Result<()> {
         while self.uncommitted.is_some() {
             self.finish(Duration::from_secs(1))?;
         }

@@ -13,9 +13,11 @@
 //! `start.rs` starts a job, `commit.rs` brings an epoch from its bounds to its commit; here is the loop
 //! around them and what a job shows.
 
+mod bounded;
 mod commit;
 mod edge;
 mod erase;
+pub mod outputs;
 mod recover;
 mod start;
 mod truncation;
@@ -42,7 +44,7 @@ use ictflow_operators::ict::Weights;
 use ictflow_operators::retrieval::Found;
 use ictflow_schemas::config::Semantics;
 use ictflow_schemas::demonstration::Demonstration;
-use ictflow_schemas::epoch::{Actives, EpochRecord, config_digest};
+use ictflow_schemas::epoch::{Actives, EpochRecord, Outputs, config_digest};
 use ictflow_schemas::framing::Digest;
 use ictflow_schemas::topic::{NewRecord, Record, Topic};
 use ictflow_schemas::wire::Format;
@@ -52,6 +54,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use bounded::{Bounded, Extent};
 pub use edge::{Edge, Edges};
 pub use erase::Receipt;
 use erase::Stray;
@@ -108,6 +111,10 @@ pub struct Options {
     pub accept_truncated: bool,
     /// What is called at the edges of a commit: none but in tests.
     pub edges: Edges,
+    /// What bounds a backfill; `None` for a job that runs on.
+    pub bounded: Option<Bounded>,
+    /// The outputs that [`Job::switch_outputs`] switches to; `None` follows those on record.
+    pub switch: Option<Outputs>,
 }
 
 /// Totals since start, for the accounting.

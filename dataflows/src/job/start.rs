@@ -2,6 +2,7 @@
 //! replayed. What doesn't fit is refused by name.
 
 use super::commit::STORE_PAUSE;
+use super::outputs::Place;
 use super::truncation::Truncation;
 use super::{Commit, Job, Options, Parts, Receipt, Started, Totals};
 use crate::engine::Engine;
@@ -109,7 +110,8 @@ impl Job {
         }
         // A job that isn't whole fences nobody.
         options.cluster.gather(&options.job, options.workers, &semantics, &weights)?;
-        let points = points.map(|(store, over_fetch)| PointStore::new(store, over_fetch, encoder.width()));
+        let mut points =
+            points.map(|(store, over_fetch)| PointStore::new(store, over_fetch, encoder.width()));
         let names = options.names.clone();
         let partitions = prepare(&mut *topics, &options)?;
         // Fence first: what is read after this can't change under us.
@@ -119,7 +121,12 @@ impl Job {
         let progress = own_progress(progress, names.of(Topic::Progress), &options.job)?;
         let records = epochs::load(&mut *topics, names.of(Topic::Epochs), &options.job)?;
         let committed = progress.as_ref().map_or(0, |progress| progress.epoch);
-        let at_commit = bounds_at(&records, committed)?;
+        bounds_at(&records, committed)?;
+        let place = Place::find(&mut *topics, &options, &records, committed)?;
+        if let Some(points) = &mut points {
+            points.place(place.collection.as_deref(), place.base, options.bounded.is_none());
+        }
+        let names = place.names.clone();
         let config = semantics.canonical();
         let generator = one_of(&generators)?;
         let actives = Arc::new(Actives {
@@ -132,21 +139,24 @@ impl Job {
         check_fit(&records, &config, &actives)?;
         let mut keeper = snapshots.map(|(store, interval)| Keeper::new(store, &options.job, interval));
         let snapshot = match &mut keeper {
-            Some(keeper) if committed > 0 => keeper.find(&records, committed)?,
+            Some(keeper) if committed > 0 => keeper.find(&records, place.snapshot)?,
             _ => None,
         };
         let truncation =
             Truncation::look(&mut *topics, &names, &records, snapshot.as_ref(), options.accept_truncated)?;
-        let maxima = at_commit.map(|record| record.maxima.clone());
-        let sink = Sink::open(
+        let mut sink = Sink::open(
             &mut *topics,
             writer,
             names.clone(),
             &options.job,
             partitions,
             semantics.clone(),
-            maxima,
+            place.maxima,
         )?;
+        let bounded = options.bounded.clone().unwrap_or_default();
+        if options.bounded.is_some() {
+            sink.of_backfill(bounded.from);
+        }
         let mut sources = Vec::new();
         let mut ends_at_start = BTreeMap::new();
         for topic in Topic::INPUTS {
@@ -156,7 +166,12 @@ impl Job {
             let ends = snapshot.as_ref().filter(|_| topic == Topic::Interactions);
             let from = ends.and_then(|record| record.ends.get(topic.name()).cloned());
             let from = from.unwrap_or_else(|| vec![0; count as usize]);
-            sources.push(Source::open(&mut *topics, topic, name, &from)?);
+            let mut source = Source::open(&mut *topics, topic, name, &from)?;
+            if let Some(until) = bounded.until.get(&topic) {
+                ends_at_start.insert(topic, until.clone());
+                source.bound(until.clone());
+            }
+            sources.push(source);
         }
         let candidate_partitions = topics.partitions(names.of(Topic::Candidates))?.unwrap_or(1);
         let mut judge = Judge::new(
@@ -166,9 +181,10 @@ impl Job {
             candidate_partitions,
             (encoder.id(), encoder.width()),
         );
-        for erasure in records.iter().flat_map(|record| &record.erasures) {
+        for erasure in records.iter().flat_map(|record| &record.erasures).chain(&bounded.erasures) {
             judge.erase(erasure);
         }
+        let options = Options { names: names.clone(), ..options };
         let requester = Requester::start(
             names,
             (semantics.partitioner, partitions),

@@ -217,7 +217,18 @@ impl World {
         encoder: Box<dyn Embed>,
         observe: impl FnMut(&Job),
     ) -> ictflow_connectors::Result<Job> {
-        let parts = Parts {
+        let parts = self.parts(generators, validator, encoder)?;
+        Job::start_observed(parts, Arc::new(self.semantics.clone()), self.options(), observe)
+    }
+
+    /// What the job is made of.
+    pub fn parts(
+        &self,
+        generators: Vec<Box<dyn Generate>>,
+        validator: Validator,
+        encoder: Box<dyn Embed>,
+    ) -> ictflow_connectors::Result<Parts> {
+        Ok(Parts {
             topics: self.try_topics(false)?,
             formats: BTreeMap::new(),
             generators,
@@ -231,8 +242,12 @@ impl World {
                 }
                 None => None,
             },
-        };
-        let options = Options {
+        })
+    }
+
+    /// How the job runs.
+    pub fn options(&self) -> Options {
+        Options {
             job: self.job.clone(),
             names: self.names(),
             workers: self.workers,
@@ -243,8 +258,9 @@ impl World {
             calls_file: self.calls_file.clone(),
             accept_truncated: self.accept_truncated,
             edges: self.edges.clone(),
-        };
-        Job::start_observed(parts, Arc::new(self.semantics.clone()), options, observe)
+            bounded: None,
+            switch: None,
+        }
     }
 
     /// Dumps every topic of the job and the wanted keys into a folder, for the oracle.

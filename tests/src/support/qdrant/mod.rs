@@ -106,12 +106,19 @@ impl Faults {
 #[derive(Default)]
 struct Shared {
     collections: Mutex<BTreeMap<String, Collection>>,
+    /// By alias, the collection that it leads to.
+    aliases: Mutex<BTreeMap<String, String>>,
     faults: Mutex<Faults>,
 }
 
 impl Shared {
     fn collections<R>(&self, work: impl FnOnce(&mut BTreeMap<String, Collection>) -> R) -> R {
         work(&mut self.collections.lock().unwrap())
+    }
+
+    /// The collection of a name, which may be an alias.
+    fn resolve(&self, name: &str) -> String {
+        self.aliases.lock().unwrap().get(name).map_or(name, String::as_str).to_owned()
     }
 }
 
@@ -175,6 +182,7 @@ impl Double {
         self.stop();
         if !keep {
             self.shared.collections(BTreeMap::clear);
+            self.shared.aliases.lock().unwrap().clear();
         }
         self.serve();
     }
@@ -242,8 +250,14 @@ impl Double {
         self.points_of(COLLECTION)
     }
 
-    /// What stands in a collection. Points with numbers as ids are left out.
+    /// The collection that an alias leads to.
+    pub fn alias(&self, alias: &str) -> Option<String> {
+        self.shared.aliases.lock().unwrap().get(alias).cloned()
+    }
+
+    /// What stands in a collection, which an alias may name. Points with numbers as ids are left out.
     pub fn points_of(&self, collection: &str) -> BTreeMap<Uuid, Dump> {
+        let collection = &self.shared.resolve(collection);
         let dump = |(id, point): (&Id, &Stored)| {
             let Id::Uuid(id) = id else { return None };
             let payload = point.payload.iter().map(|(name, value)| (name.clone(), value.clone().into_json()));
@@ -295,8 +309,9 @@ impl Double {
         });
     }
 
-    /// Removes a collection.
+    /// Removes a collection, and with it the aliases that lead there.
     pub fn lose(&self, collection: &str) {
+        self.shared.aliases.lock().unwrap().retain(|_, to| to != collection);
         self.shared.collections(|all| all.remove(collection));
     }
 

@@ -67,7 +67,8 @@ impl Service {
         operation: Operation,
     ) -> Answer<PointsOperationResponse> {
         let fault = self.enter(method, points, request).await?;
-        let apply = || self.0.collections(|all| find(all, operation.collection())?.apply(&operation));
+        let name = self.0.resolve(operation.collection());
+        let apply = || self.0.collections(|all| find(all, &name)?.apply(&operation));
         match fault {
             None => apply()?,
             Some(Fault::Cut) => {
@@ -103,7 +104,8 @@ impl Service {
         read: impl FnOnce(&mut Collection) -> Result<R, Status>,
     ) -> Answer<R> {
         let fault = self.enter(method, points, request).await?;
-        let answer = self.0.collections(|all| read(find(all, name)?))?;
+        let name = self.0.resolve(name);
+        let answer = self.0.collections(|all| read(find(all, &name)?))?;
         match fault {
             None => Ok(Response::new(answer)),
             Some(Fault::Cut) => Err(cut(request)),
@@ -363,6 +365,33 @@ impl Collections for Service {
         .await
     }
 
+    async fn update_aliases(&self, request: Request<ChangeAliases>) -> Answer<CollectionOperationResponse> {
+        use alias_operations::Action;
+        let fault = self.enter("update_aliases", 0, &request).await?;
+        for operation in &request.get_ref().actions {
+            let Some(Action::CreateAlias(create)) = &operation.action else {
+                return Err(Status::unimplemented("the double only creates aliases"));
+            };
+            self.0.collections(|all| {
+                find(all, &create.collection_name)?;
+                match all.contains_key(&create.alias_name) {
+                    true => Err(Status::invalid_argument(format!(
+                        "Wrong input: Collection `{}` already exists!",
+                        create.alias_name
+                    ))),
+                    false => Ok(()),
+                }
+            })?;
+            // One that leads elsewhere is replaced.
+            let (alias, to) = (create.alias_name.clone(), create.collection_name.clone());
+            self.0.aliases.lock().unwrap().insert(alias, to);
+        }
+        match fault {
+            Some(Fault::Cut) => Err(cut(&request)),
+            _ => Ok(Response::new(CollectionOperationResponse { result: true, time: 0.0 })),
+        }
+    }
+
     async fn delete(&self, request: Request<DeleteCollection>) -> Answer<CollectionOperationResponse> {
         self.enter("delete_collection", 0, &request).await?;
         let result = self.0.collections(|all| all.remove(&request.get_ref().collection_name).is_some());
@@ -372,7 +401,6 @@ impl Collections for Service {
     absent! {
         list: ListCollectionsRequest => ListCollectionsResponse;
         update: UpdateCollection => CollectionOperationResponse;
-        update_aliases: ChangeAliases => CollectionOperationResponse;
         list_collection_aliases: ListCollectionAliasesRequest => ListAliasesResponse;
         list_aliases: ListAliasesRequest => ListAliasesResponse;
         collection_cluster_info: CollectionClusterInfoRequest => CollectionClusterInfoResponse;

@@ -84,6 +84,8 @@ fn start(folder: &Path, world: &World) -> Job {
         calls_file: None,
         accept_truncated: false,
         edges: Default::default(),
+        bounded: None,
+        switch: None,
         cluster: Default::default(),
     };
     Job::start(parts, Arc::new(world.semantics.clone()), options).unwrap()
