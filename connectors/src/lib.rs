@@ -38,7 +38,10 @@ pub enum Disposition {
     },
     /// This record can never succeed: dead-letter it and go on.
     Poison,
-    /// The job must stop.
+    /// What was under way may have happened or not, or its means are gone: drop everything, and start
+    /// anew from what is on record. The same call on the same writer can't help any more.
+    Restart,
+    /// The job must stop, until a person has acted.
     Fatal,
 }
 
@@ -60,6 +63,16 @@ impl Error {
     /// A failure that stops the job.
     pub fn fatal(context: impl Into<String>, detail: impl ToString, hint: &'static str) -> Self {
         Error { disposition: Disposition::Fatal, context: context.into(), detail: detail.to_string(), hint }
+    }
+
+    /// A failure after which only a new start knows where things stand.
+    pub fn restart(context: impl Into<String>, detail: impl ToString, hint: &'static str) -> Self {
+        Error { disposition: Disposition::Restart, context: context.into(), detail: detail.to_string(), hint }
+    }
+
+    /// Whether a new start of the job may help, without a person.
+    pub fn starts_anew(&self) -> bool {
+        matches!(self.disposition, Disposition::Retry { .. } | Disposition::Restart)
     }
 
     /// A failure that may pass.

@@ -63,7 +63,21 @@ pub trait Writer: Send {
     /// transactional id for monitoring only.
     ///
     /// # Errors
-    /// `Fatal` where the writer was fenced, or where it isn't known whether the transaction was
-    /// committed: drop the writer, fence again, read progress again.
+    /// `Retry` where nothing was committed and the writer may be asked again. `Fatal` where the writer
+    /// was fenced: another one does its work. `Restart` where it isn't known whether the transaction was
+    /// committed, or whether a fence or the transaction's timeout ended it: drop the writer, fence again,
+    /// read progress again.
     fn commit(&mut self, records: &[NewRecord], offsets: &[(String, u32, i64)]) -> Result<()>;
+
+    /// Asks the store whether this writer still stands, by a transaction that no reader sees. `topic` is
+    /// any topic that exists. A writer that was idle when another failed can tell a timeout, after which
+    /// its job starts anew, from a successor, to which the job leaves the field.
+    ///
+    /// # Errors
+    /// `Fatal` where the writer was fenced, `Restart` where it is closed and can't tell, `Retry` where
+    /// the store doesn't answer.
+    fn standing(&mut self, topic: &str) -> Result<()> {
+        // For stores without a cheaper way: this publishes a position, for monitoring only.
+        self.commit(&[], &[(topic.to_owned(), 0, 0)])
+    }
 }

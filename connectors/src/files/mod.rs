@@ -246,4 +246,8 @@ impl topics::Writer for Writer {
         refuse(records, &context, |topic| self.inputs.contains(topic))?;
         self.inner.commit(records, offsets)
     }
+
+    fn standing(&mut self, topic: &str) -> Result<()> {
+        self.inner.standing(topic)
+    }
 }

@@ -44,6 +44,9 @@ pub struct Config {
     pub compression: Compression,
     /// Replicas of the topics that are created; the broker's default where unset.
     pub replication: Option<u32>,
+    /// The topic on which the broker is tried before a new job relies on it, made where it doesn't exist;
+    /// `off`: it isn't tried.
+    pub conformance_topic: String,
     /// Topics whose headers are left unread. Their writers are strangers, and a header name that
     /// isn't UTF-8 stops the process inside the client library.
     pub topics_without_headers: Vec<String>,
@@ -69,6 +72,7 @@ impl Default for Config {
             fetch_wait_ms: 50,
             compression: Compression::Lz4,
             replication: None,
+            conformance_topic: super::conformance::TOPIC.to_owned(),
             topics_without_headers: ["interactions", "items", "candidates"].map(String::from).to_vec(),
         }
     }
@@ -218,6 +222,7 @@ impl Config {
         );
         require(text(&self.client_id), "kafka.client_id must not be empty".into());
         require(text(&self.group_id), "kafka.group_id must not be empty".into());
+        require(text(&self.conformance_topic), "kafka.conformance_topic must name a topic, or be off".into());
         let range = |name: &str, value: u64, low: u64, high: u64| {
             let problem = format!("kafka.{name} must be {low} to {high}, is {value}");
             ((low..=high).contains(&value), problem)

@@ -220,6 +220,31 @@ pub(super) const FENCED: &str =
 pub(super) const UNKNOWN_OUTCOME: &str =
     "it isn't known whether the transaction was committed: drop the writer, fence again, read progress again";
 
+/// The hint of a fence after the transaction's timeout.
+const TIMED_OUT: &str = "the broker may have ended the transaction for its time: raise transaction_timeout_ms, or lower [epochs] \
+     max_events, where this comes again";
+
+/// A failure that ended a writer within a transaction or at its commit, so that it must be dropped.
+///
+/// A fence stops the job for good: a successor runs. But the broker also fences a writer whose
+/// transaction exceeded its timeout, and its answers to both are the same; `overdue` says that this
+/// writer's did, and then a new start finds out. What only a person can mend stops the job as well.
+/// In every other case it isn't known what was committed.
+pub(super) fn ended(context: impl Into<String>, code: Code, detail: impl ToString, overdue: bool) -> Error {
+    let detail = format!("{code}: {}", detail.to_string());
+    match code {
+        Code::Fenced
+        | Code::ProducerFenced
+        | Code::InvalidProducerEpoch
+        | Code::TransactionCoordinatorFenced => match overdue {
+            true => Error::restart(context, detail, TIMED_OUT),
+            false => Error::fatal(context, detail, FENCED),
+        },
+        code if lasting(code) => Error::fatal(context, detail, hint(&KafkaError::Global(code))),
+        _ => Error::restart(context, detail, UNKNOWN_OUTCOME),
+    }
+}
+
 /// A connector's error from one of librdkafka's.
 pub(super) fn failure(context: impl Into<String>, error: &KafkaError) -> Error {
     Error { disposition: classify(error), context: context.into(), detail: detail(error), hint: hint(error) }
@@ -295,6 +320,39 @@ mod tests {
             let shown = failure("read", &error).to_string();
             assert!(!shown.contains("hunter2"), "a setting's value is shown: {shown}");
             assert!(!hint(&error).is_empty());
+        }
+    }
+
+    #[test]
+    fn an_ended_writer_stops_for_a_successor_and_starts_anew_for_a_doubt() {
+        let table = [
+            (Code::Fenced, false, Disposition::Fatal),
+            (Code::ProducerFenced, false, Disposition::Fatal),
+            (Code::InvalidProducerEpoch, false, Disposition::Fatal),
+            // The broker's own timeout looks the same.
+            (Code::Fenced, true, Disposition::Restart),
+            (Code::ProducerFenced, true, Disposition::Restart),
+            (Code::InvalidProducerEpoch, true, Disposition::Restart),
+            // Whether it was committed isn't known.
+            (Code::OperationTimedOut, false, Disposition::Restart),
+            (Code::RequestTimedOut, true, Disposition::Restart),
+            (Code::BrokerTransportFailure, false, Disposition::Restart),
+            (Code::AllBrokersDown, true, Disposition::Restart),
+            (Code::CoordinatorNotAvailable, false, Disposition::Restart),
+            (Code::InvalidTransactionalState, false, Disposition::Restart),
+            (Code::OutOfOrderSequenceNumber, false, Disposition::Restart),
+            (Code::UnknownProducerId, false, Disposition::Restart),
+            (Code::Unknown, false, Disposition::Restart),
+            // A new start would meet the same.
+            (Code::TransactionalIdAuthorizationFailed, false, Disposition::Fatal),
+            (Code::TopicAuthorizationFailed, true, Disposition::Fatal),
+            (Code::SaslAuthenticationFailed, true, Disposition::Fatal),
+        ];
+        for (code, overdue, expected) in table {
+            let error = ended("commit", code, "reason", overdue);
+            assert_eq!(error.disposition, expected, "{code:?} {overdue}");
+            assert_eq!(error.starts_anew(), expected == Disposition::Restart);
+            assert!(error.detail.ends_with(": reason") && !error.hint.is_empty(), "{error}");
         }
     }
 

@@ -6,7 +6,8 @@
 //!   moment later, when the broker has written its markers; [`Topics::writer`] returns after the
 //!   markers of every earlier writer. After a failed append some records may stand on the
 //!   topic, and the caller's second attempt doubles them. A commit whose outcome isn't known is
-//!   `Fatal`: fence again and read progress again. Readers see committed records only. An empty
+//!   `Restart`: fence again and read progress again; so is a transaction that the broker may have
+//!   ended for its time. A writer that a later one fenced is `Fatal`. Readers see committed records only. An empty
 //!   commit asks the broker nothing, so it doesn't notice a fence.
 //! * **Ordering**: the caller's order within a partition, on append and commit; offset order
 //!   within a partition on reading. None between partitions.
@@ -30,6 +31,7 @@
 
 mod client;
 mod config;
+pub mod conformance;
 mod error;
 mod reader;
 mod send;

@@ -1,7 +1,7 @@
 //! The transactional writer.
 
 use super::client::{Context, Counts, Shared};
-use super::error::{FENCED, PAUSE, UNKNOWN_OUTCOME, failure};
+use super::error::{FENCED, PAUSE, code, ended, failure};
 use super::send::{check, known, send};
 use crate::topics::Writer;
 use crate::{Disposition, Error, Result};
@@ -25,8 +25,11 @@ const FENCE_SLICE: Duration = Duration::from_secs(2);
 enum State {
     /// No transaction is open.
     Idle(BaseProducer<Context>),
-    /// A fatal failure ended it; the producer is gone.
-    Closed,
+    /// A failure ended it; the producer is gone.
+    Closed {
+        /// Whether it was one after which no new start may go on.
+        fatal: bool,
+    },
 }
 
 /// A transactional writer: idle or closed, one transaction a call.
@@ -90,45 +93,107 @@ impl KafkaWriter {
 
     /// Aborts the open transaction after a failure before its commit. The writer is idle again
     /// where that succeeds; the failure says whether another attempt may help.
-    fn abort(&mut self, producer: BaseProducer<Context>, error: &KafkaError) -> Error {
-        if let Some(fatal) = self.fatal(&producer) {
+    fn abort(&mut self, producer: BaseProducer<Context>, error: &KafkaError, begun: Instant) -> Error {
+        if let Some(fatal) = self.fatal(&producer, begun) {
             return fatal;
         }
+        let failed = producer.context().failure(self.context(), error);
+        match self.leave(producer, begun) {
+            Ok(()) => failed,
+            Err(mut left) => {
+                left.detail = format!("{error}; aborting it failed: {}", left.detail);
+                left
+            }
+        }
+    }
+
+    /// Aborts the open transaction; the writer is idle again then. Where that fails nothing was
+    /// committed: the broker aborts it after the timeout, or the next fence does.
+    fn leave(&mut self, producer: BaseProducer<Context>, begun: Instant) -> Result<()> {
         let deadline = Instant::now() + self.shared.config.transaction_timeout();
         match serving(&producer, || {
             persist(deadline, || false, |timeout| producer.abort_transaction(timeout))
         }) {
             Ok(()) => {
                 Counts::add(&self.shared.counts.aborts, 1);
-                let failed = producer.context().failure(self.context(), error);
                 self.state = State::Idle(producer);
-                failed
+                Ok(())
             }
-            // Nothing was committed; the broker aborts it after the timeout, or the next fence does.
-            Err(abort) => self.fatal(&producer).unwrap_or_else(|| {
-                let detail = format!("{error}; aborting it failed: {abort}");
-                Error::fatal(self.context(), detail, "drop the writer and fence again")
-            }),
+            Err(error) => Err(self.ended(&producer, &error, begun)),
         }
     }
 
-    /// The failure of a producer that can't go on, `None` where it can.
-    fn fatal(&self, producer: &BaseProducer<Context>) -> Option<Error> {
+    /// The failure of a producer that librdkafka closed for good, `None` where it can go on.
+    fn fatal(&self, producer: &BaseProducer<Context>, begun: Instant) -> Option<Error> {
         let (code, reason) = producer.client().fatal_error()?;
-        Some(fatal(self.context(), code, reason))
+        Some(ended(self.context(), code, reason, self.overdue(begun)))
+    }
+
+    /// The failure of a writer that must be dropped after an error.
+    fn ended(&self, producer: &BaseProducer<Context>, error: &KafkaError, begun: Instant) -> Error {
+        self.fatal(producer, begun).unwrap_or_else(|| {
+            ended(self.context(), code(error).unwrap_or(Code::Unknown), error, self.overdue(begun))
+        })
+    }
+
+    /// Whether a transaction begun then has outlived its timeout.
+    fn overdue(&self, begun: Instant) -> bool {
+        begun.elapsed() >= self.shared.config.transaction_timeout()
+    }
+
+    /// Takes the producer out of the state, to which it returns only where the writer may go on.
+    fn take(&mut self) -> Result<BaseProducer<Context>> {
+        match std::mem::replace(&mut self.state, State::Closed { fatal: false }) {
+            State::Idle(producer) => Ok(producer),
+            State::Closed { fatal: true } => {
+                Err(Error::fatal(self.context(), "the writer was closed by a fence or a refusal", FENCED))
+            }
+            State::Closed { fatal: false } => Err(Error::restart(
+                self.context(),
+                "the writer is closed by an earlier failure",
+                "drop the writer, fence again, read progress again",
+            )),
+        }
+    }
+
+    /// Remembers of a writer that a call has closed whether it may be replaced.
+    fn closed<T>(&mut self, done: Result<T>) -> Result<T> {
+        if let (Err(error), State::Closed { fatal }) = (&done, &mut self.state) {
+            *fatal = error.disposition == Disposition::Fatal;
+        }
+        done
+    }
+
+    /// Begins a transaction.
+    fn begin(&mut self, producer: BaseProducer<Context>, begun: Instant) -> Result<BaseProducer<Context>> {
+        let Err(error) = producer.begin_transaction() else { return Ok(producer) };
+        if let Some(fatal) = self.fatal(&producer, begun) {
+            return Err(fatal);
+        }
+        let failed = producer.context().failure(self.context(), &error);
+        if matches!(failed.disposition, Disposition::Retry { .. }) {
+            self.state = State::Idle(producer);
+        }
+        Err(failed)
     }
 }
 
 impl Writer for KafkaWriter {
     fn commit(&mut self, records: &[NewRecord], offsets: &[(String, u32, i64)]) -> Result<()> {
-        // The producer leaves the state and returns to it only where the writer may go on.
-        let State::Idle(producer) = std::mem::replace(&mut self.state, State::Closed) else {
-            return Err(Error::fatal(
-                self.context(),
-                "the writer is closed by an earlier failure",
-                "drop the writer, fence again, read progress again",
-            ));
-        };
+        let done = self.transact(records, offsets);
+        self.closed(done)
+    }
+
+    fn standing(&mut self, topic: &str) -> Result<()> {
+        let done = self.ask(topic);
+        self.closed(done)
+    }
+}
+
+impl KafkaWriter {
+    /// One transaction.
+    fn transact(&mut self, records: &[NewRecord], offsets: &[(String, u32, i64)]) -> Result<()> {
+        let producer = self.take()?;
         let offsets_known = || {
             let context = |topic: &str, partition: u32| format!("publish the offset of {topic}[{partition}]");
             offsets.iter().try_for_each(|(topic, partition, _)| {
@@ -139,20 +204,12 @@ impl Writer for KafkaWriter {
             self.state = State::Idle(producer);
             return Err(error);
         }
-        let deadline = Instant::now() + self.shared.config.transaction_timeout();
-        if let Err(error) = producer.begin_transaction() {
-            if let Some(fatal) = self.fatal(&producer) {
-                return Err(fatal);
-            }
-            let failed = producer.context().failure(self.context(), &error);
-            if matches!(failed.disposition, Disposition::Retry { .. }) {
-                self.state = State::Idle(producer);
-            }
-            return Err(failed);
-        }
+        let begun = Instant::now();
+        let deadline = begun + self.shared.config.transaction_timeout();
+        let producer = self.begin(producer, begun)?;
         if let Err(error) = self.fill(&producer, records, offsets, deadline) {
             let error = cause(&producer).unwrap_or(error);
-            return Err(self.abort(producer, &error));
+            return Err(self.abort(producer, &error, begun));
         }
         match serving(&producer, || {
             persist(deadline, || false, |timeout| producer.commit_transaction(timeout))
@@ -168,11 +225,25 @@ impl Writer for KafkaWriter {
                 let abortable =
                     matches!(&error, KafkaError::Transaction(e) if e.txn_requires_abort() && !e.is_fatal());
                 if abortable {
-                    return Err(self.abort(producer, &error));
+                    return Err(self.abort(producer, &error, begun));
                 }
-                Err(self
-                    .fatal(&producer)
-                    .unwrap_or_else(|| Error::fatal(self.context(), &error, UNKNOWN_OUTCOME)))
+                Err(self.ended(&producer, &error, begun))
+            }
+        }
+    }
+
+    /// Adds a position to a transaction and aborts it: the broker refuses a fenced writer at once.
+    fn ask(&mut self, topic: &str) -> Result<()> {
+        let producer = self.take()?;
+        let begun = Instant::now();
+        let producer = self.begin(producer, begun)?;
+        let deadline = begun + self.shared.config.request_timeout();
+        let position = [(topic.to_owned(), 0, 0)];
+        match self.fill(&producer, &[], &position, deadline) {
+            Ok(()) => self.leave(producer, begun),
+            Err(error) => {
+                let error = cause(&producer).unwrap_or(error);
+                Err(self.abort(producer, &error, begun))
             }
         }
     }
@@ -190,15 +261,9 @@ fn cause(producer: &BaseProducer<Context>) -> Option<KafkaError> {
     }
 }
 
-/// The failure of a producer that librdkafka closed for good.
-fn fatal(context: String, code: Code, reason: String) -> Error {
-    let fenced = matches!(code, Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch);
-    Error::fatal(context, format!("{code}: {reason}"), if fenced { FENCED } else { UNKNOWN_OUTCOME })
-}
-
 /// Repeats a call of the protocol while librdkafka says that the same call may be made again, to
 /// the deadline or until it is hopeless.
-fn persist(
+pub(super) fn persist(
     deadline: Instant,
     hopeless: impl Fn() -> bool,
     mut call: impl FnMut(Duration) -> std::result::Result<(), KafkaError>,
@@ -218,7 +283,7 @@ fn persist(
 
 /// Makes a blocking call while another thread serves the producer's queue, which abort and commit
 /// wait for.
-fn serving<T>(producer: &BaseProducer<Context>, call: impl FnOnce() -> T) -> T {
+pub(super) fn serving<T>(producer: &BaseProducer<Context>, call: impl FnOnce() -> T) -> T {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {

@@ -112,28 +112,13 @@ impl topics::Writer for Writer {
     fn commit(&mut self, records: &[NewRecord], offsets: &[(String, u32, i64)]) -> Result<()> {
         let context = format!("committing {} records as {}", records.len(), self.id);
         if self.lost {
-            return Err(Error::fatal(
-                context,
-                "an earlier commit ended without a known outcome",
-                "fence again and read the progress again",
-            ));
+            return Err(lost(context));
         }
         let failed = |error| failure(context.as_str(), error);
         let _guard = self.gate.enter();
         let transaction =
             self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
-        let newest: Option<i64> = transaction
-            .prepare_cached("SELECT generation FROM writers WHERE id = ?1")
-            .and_then(|mut statement| statement.query_row([&self.id], |row| row.get(0)).optional())
-            .map_err(failed)?;
-        if newest != Some(self.generation) {
-            let newest = newest.map_or_else(|| "none".to_owned(), |newest| newest.to_string());
-            return Err(Error::fatal(
-                context,
-                format!("fenced: this writer has generation {}, the newest has {newest}", self.generation),
-                "another process runs this job: stop one of them, or give it another name",
-            ));
-        }
+        unfenced(&transaction, &self.id, self.generation, &context)?;
         insert(&transaction, records, &context)?;
         {
             let mut statement = transaction
@@ -149,7 +134,7 @@ impl topics::Writer for Writer {
         if let Err(error) = transaction.commit() {
             // The WAL may or may not hold the commit mark now.
             self.lost = true;
-            return Err(Error::fatal(
+            return Err(Error::restart(
                 context,
                 format!("it isn't known whether the transaction was committed: {error}"),
                 "fence again and read the progress again; check the disk of the state folder",
@@ -158,4 +143,38 @@ impl topics::Writer for Writer {
         tracing::debug!(id = self.id, records = records.len(), "committed a transaction");
         Ok(())
     }
+    /// Reads the newest generation; writes nothing.
+    fn standing(&mut self, _topic: &str) -> Result<()> {
+        let context = format!("asking whether the writer of {} stands", self.id);
+        if self.lost {
+            return Err(lost(context));
+        }
+        unfenced(&self.connection, &self.id, self.generation, &context)
+    }
+}
+
+/// The failure of a writer that doesn't know what it committed last.
+fn lost(context: String) -> Error {
+    Error::restart(
+        context,
+        "an earlier commit ended without a known outcome",
+        "fence again and read the progress again",
+    )
+}
+
+/// Refuses a writer that isn't the newest of its id.
+fn unfenced(connection: &Connection, id: &str, generation: i64, context: &str) -> Result<()> {
+    let newest: Option<i64> = connection
+        .prepare_cached("SELECT generation FROM writers WHERE id = ?1")
+        .and_then(|mut statement| statement.query_row([id], |row| row.get(0)).optional())
+        .map_err(|error| failure(context, error))?;
+    if newest == Some(generation) {
+        return Ok(());
+    }
+    let newest = newest.map_or_else(|| "none".to_owned(), |newest| newest.to_string());
+    Err(Error::fatal(
+        context,
+        format!("fenced: this writer has generation {generation}, the newest has {newest}"),
+        "another process runs this job: stop one of them, or give it another name",
+    ))
 }

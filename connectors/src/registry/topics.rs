@@ -161,6 +161,10 @@ impl Writer for RegisteredWriter {
     fn commit(&mut self, records: &[NewRecord], offsets: &[(String, u32, i64)]) -> Result<()> {
         self.inner.commit(&self.shared.frame_all(records)?, offsets)
     }
+
+    fn standing(&mut self, topic: &str) -> Result<()> {
+        self.inner.standing(topic)
+    }
 }
 
 /// A reader that has failed must be dropped: what it took from the topic meanwhile is lost with it.

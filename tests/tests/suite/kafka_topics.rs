@@ -1100,7 +1100,7 @@ fn a_broker_that_crashes_or_hangs_loses_and_doubles_nothing() {
     while let Err(error) = writer.commit(&[new(topic, 0, "k", "committed again")], &[]) {
         // A restart may cost the writer its epoch; then it is fenced anew, as the job does.
         assert!(Instant::now() < deadline, "{error}");
-        if error.disposition == Disposition::Fatal {
+        if !is_retry(&error) {
             writer = store.writer(id).unwrap();
         }
     }
