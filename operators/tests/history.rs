@@ -165,6 +165,7 @@ fn run(workers: usize, epochs: Vec<(Vec<Event>, Vec<i64>)>) -> Found {
         match output {
             Output::Newest(user, history) => assert!(newest.insert(user, history).is_none()),
             Output::Example(example) => examples.push(example),
+            Output::Saved(saved) => panic!("nobody asked: {saved:?}"),
         }
     }
     examples.sort();

@@ -1,7 +1,6 @@
 //! The end-to-end tests: one binary.
 #![allow(clippy::unwrap_used)]
 
-mod backfill;
 mod bad_input;
 mod chaos;
 mod economy;
