@@ -8,15 +8,18 @@ mod check;
 mod erase;
 mod explain;
 mod run;
+mod supervise;
 mod tail;
 
 pub use run::{tell_address, warn_untrained};
+pub use supervise::Restarts;
 
 use crate::config::checked::{Config, InputFiles};
 use crate::config::raw::Raw;
 use crate::demo;
 use clap::{Args, Parser, Subcommand};
 use ictflow_connectors::{Error, Result};
+use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -31,7 +34,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Find every problem of a configuration, its files and its connections. Writes nothing.
+    /// Find every problem of a configuration, its files and its connections. Writes nothing, but for --probe.
     Check(check::Arguments),
     /// Replay MovieLens-100K as streams through the whole pipeline, on embedded defaults.
     Demo(demo::Arguments),
@@ -74,7 +77,16 @@ impl Store {
 
 /// Parses the command line, runs the command, prints a failure.
 pub fn run() -> ExitCode {
-    let cli = Cli::parse();
+    run_parsed(Cli::parse())
+}
+
+/// [`run`] with these arguments in the place of the command line's; the first is the program's name. For a
+/// process that runs the program and was started as another one.
+pub fn run_from<T: Into<OsString> + Clone>(arguments: impl IntoIterator<Item = T>) -> ExitCode {
+    run_parsed(Cli::parse_from(arguments))
+}
+
+fn run_parsed(cli: Cli) -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_env("ICTFLOW_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
     let ansi = std::io::stderr().is_terminal();

@@ -17,6 +17,7 @@ mod commit;
 mod edge;
 mod erase;
 mod recover;
+mod standing;
 mod start;
 mod truncation;
 
@@ -117,6 +118,22 @@ pub struct Totals {
     pub epochs: u64,
     /// What their commits wrote.
     pub committed: Committed,
+}
+
+impl Totals {
+    /// The totals of this job and of an earlier one together.
+    pub fn plus(self, earlier: Totals) -> Totals {
+        let (now, before) = (self.committed, earlier.committed);
+        Totals {
+            epochs: self.epochs + earlier.epochs,
+            committed: Committed {
+                features: now.features + before.features,
+                retractions: now.retractions + before.retractions,
+                examples: now.examples + before.examples,
+                dead_letters: now.dead_letters + before.dead_letters,
+            },
+        }
+    }
 }
 
 /// A running job.
