@@ -51,6 +51,8 @@ struct Copy {
     before: Vec<i64>,
     /// Where the topic is known to end.
     target: Vec<i64>,
+    /// By partition, the first offset that standard output hasn't got.
+    next: Vec<i64>,
     /// Records of this run that were copied.
     copied: u64,
 }
@@ -104,13 +106,15 @@ impl Copies {
                 reader: None,
                 target: before.clone(),
                 before,
+                next: Vec::new(),
                 copied: 0,
             });
         }
         Ok(Copies(copies))
     }
 
-    /// Opens the readers: by now the topics exist.
+    /// Opens the readers: by now the topics exist. After a new start of the job it opens them again, and
+    /// they go on where the copies end.
     ///
     /// # Errors
     /// `Fatal` where a file holds more than its topic; and those of the store.
@@ -166,7 +170,10 @@ impl Copy {
         self.before.resize(ends.len(), 0);
         self.target.clone_from(&ends);
         if self.sink.is_pipe() {
-            self.reader = Some(topics.reader(&self.name, &self.before)?);
+            if self.next.is_empty() {
+                self.next.clone_from(&self.before);
+            }
+            self.reader = Some(topics.reader(&self.name, &self.next)?);
             return Ok(());
         }
         let mut from = Vec::new();
@@ -243,6 +250,11 @@ impl Copy {
             }
             if self.sink.append(&lines)? == Written::Closed {
                 return Ok(false);
+            }
+            for line in &lines {
+                if let Some(next) = self.next.get_mut(line.partition as usize) {
+                    *next = line.offset + 1;
+                }
             }
         }
         Ok(true)

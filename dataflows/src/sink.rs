@@ -366,6 +366,11 @@ impl Sink {
         self.snapshot = Some(epoch);
     }
 
+    /// Whether the sink's writer still stands; see [`Writer::standing`].
+    pub(crate) fn standing(&mut self, topic: &str) -> Result<()> {
+        self.writer.standing(topic)
+    }
+
     /// Features that stand on the topic.
     pub fn features_live(&self) -> usize {
         self.standing.len()

@@ -9,10 +9,10 @@ use crate::points::Figures;
 use ictflow_connectors::llm::health::{Health, Outcome};
 use ictflow_connectors::telemetry::server::Server;
 use ictflow_connectors::telemetry::status::{
-    Cot, Failures, Phase, PointsStatus, Queue, Service, SourceStatus, Status, Totals,
+    Cot, Failures, Phase, PointsStatus, Queue, Service, SourceStatus, Stalled, Status, Totals,
 };
 use ictflow_connectors::telemetry::{Config, Telemetry};
-use ictflow_connectors::{Result, clock};
+use ictflow_connectors::{Error, Result, clock};
 use ictflow_schemas::Millis;
 use ictflow_schemas::topic::Topic;
 use std::collections::BTreeMap;
@@ -40,6 +40,8 @@ pub struct Observer {
     input: Option<Mark>,
     output: Option<Mark>,
     lag_failures: u64,
+    /// The counts of the jobs that this process ran before.
+    before: Status,
 }
 
 impl Observer {
@@ -64,6 +66,7 @@ impl Observer {
             input: None,
             output: None,
             lag_failures: 0,
+            before: Status::default(),
         })
     }
 
@@ -86,7 +89,30 @@ impl Observer {
     pub fn replayed(&mut self, job: &Job) {
         self.telemetry.turn();
         self.status.phase = Phase::Replaying;
+        self.status.stalled = None;
         self.snapshot(job, false);
+    }
+
+    /// Says that a failure ended the job and that it is started anew after a pause; `attempt` counts the
+    /// starts in a row that committed nothing.
+    pub fn stalled(&mut self, error: &Error, attempt: u32) {
+        self.telemetry.turn();
+        let now = clock::now_ms();
+        let since = self.status.stalled.as_ref().map_or(now, |stalled| stalled.since);
+        self.status.phase = Phase::Stalled;
+        self.status.stalled = Some(Stalled { since, hint: error.hint, attempt });
+        self.status.behind_since = None;
+        self.status.taken_at = now;
+        self.telemetry.publish(self.status.clone());
+    }
+
+    /// Says that a stalled job is being started anew. What it counted before goes on counting.
+    pub fn restarting(&mut self) {
+        self.telemetry.turn();
+        self.status.restarts += 1;
+        self.before = self.status.clone();
+        self.begun = Instant::now();
+        self.telemetry.publish(self.status.clone());
     }
 
     /// Looks at a job whose start is over.
@@ -212,7 +238,12 @@ impl Observer {
             self.lag_failures,
             job.points().map_or(0, |figures| figures.failures),
         ];
+        let counts = std::array::from_fn(|n| {
+            counts[n]
+                + if n == 2 { 0 } else { self.before.errors.get(n).map_or(0, |failures| failures.count) }
+        });
         note_failures(&mut status.errors, counts, status.taken_at);
+        status.add_counts(&self.before);
         self.telemetry.publish(self.status.clone());
     }
 }

@@ -17,6 +17,7 @@ use ictflow_schemas::topic::NewRecord;
 use rdkafka::admin::{NewTopic, TopicReplication};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::producer::{BaseProducer, Producer};
+use serde::Serialize;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,7 +32,7 @@ const RETENTION_MS: &str = "3600000";
 const SLICE: Duration = Duration::from_millis(50);
 
 /// One property: what a job needs, and what the broker did.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Row {
     /// What was tried.
     pub what: &'static str,

@@ -69,6 +69,7 @@ impl Refusal {
 }
 
 /// The rules for answers to one prompt file.
+#[derive(Clone)]
 pub struct Validator {
     /// Runs of [`COPY_WORDS`] words of the prompt.
     runs: BTreeSet<Vec<String>>,
@@ -79,6 +80,7 @@ pub struct Validator {
 }
 
 /// What holds for free answers.
+#[derive(Clone)]
 struct Free {
     /// Paragraphs.
     parts: usize,

@@ -493,3 +493,21 @@ fn starts_and_times_are_found_by_partition() {
     assert!(local.starts("u").unwrap_err().detail.contains("topic u doesn't exist"));
     assert!(local.offsets_at("u", 0).unwrap_err().detail.contains("topic u doesn't exist"));
 }
+
+#[test]
+fn a_writer_knows_whether_it_stands() {
+    let (_folder, mut local) = store();
+    local.ensure("t", 1, Policy::Append).unwrap();
+    let mut first = local.writer("job").unwrap();
+    let mut other = local.writer("job.epochs").unwrap();
+    first.standing("t").unwrap();
+    let mut second = local.writer("job").unwrap();
+    let error = first.standing("t").unwrap_err();
+    assert_eq!(error.disposition, Disposition::Fatal);
+    assert!(error.detail.starts_with("fenced"), "{error}");
+    assert!(!error.starts_anew());
+    second.standing("t").unwrap();
+    other.standing("t").unwrap();
+    assert_eq!(local.ends("t").unwrap(), [0], "nothing was written");
+    assert!(local.group_offsets("job").unwrap().is_empty());
+}

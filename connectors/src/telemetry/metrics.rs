@@ -52,6 +52,8 @@ pub const ERRORS: [(&str, &str, &str); 4] = [
 pub struct Metrics {
     registry: Registry,
     ready: IntGauge,
+    stalled: IntGauge,
+    restarts: IntCounter,
     source_records: IntCounterVec,
     source_bytes: IntCounterVec,
     source_lag: IntGaugeVec,
@@ -168,6 +170,8 @@ impl Metrics {
         r.register(Box::new(ProcessCollector::for_self())).expect("a new registry takes it");
         let metrics = Metrics {
             ready: gauge(r, names::READY),
+            stalled: gauge(r, names::STALLED),
+            restarts: counter(r, names::RESTARTS),
             source_records: counters(r, names::SOURCE_RECORDS, &["topic"]),
             source_bytes: counters(r, names::SOURCE_BYTES, &["topic"]),
             source_lag: gauges(r, names::SOURCE_LAG, &["topic", "partition"]),
@@ -254,6 +258,8 @@ impl Metrics {
 
     /// Takes a snapshot of the job.
     pub fn take(&self, status: &Status) {
+        self.stalled.set(i64::from(status.phase == Phase::Stalled));
+        raise(&self.restarts, status.restarts);
         for source in &status.sources {
             raise(&self.source_records.with_label_values(&[source.topic]), source.records);
             raise(&self.source_bytes.with_label_values(&[source.topic]), source.bytes);

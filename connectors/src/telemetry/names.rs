@@ -15,6 +15,15 @@ pub const BUILD_INFO: Named =
 pub const READY: Named =
     ("ictflow_ready", "Whether the job has caught up and publishes (1), as /readyz says it.");
 
+/// Whether the job is stalled.
+pub const STALLED: Named = (
+    "ictflow_stalled",
+    "Whether the job was dropped after a failure that may pass and waits to be started anew (1).",
+);
+/// Restarts.
+pub const RESTARTS: Named =
+    ("ictflow_job_restarts_total", "Times that the process dropped its job and began to start it anew.");
+
 /// Records read.
 pub const SOURCE_RECORDS: Named =
     ("ictflow_source_records_total", "Records read from an input topic, those of a replay included.");
@@ -58,8 +67,10 @@ pub const COMMIT_DURATION: Named =
 pub const EPOCH_DURATION: Named =
     ("ictflow_epoch_duration_seconds", "Time from an epoch's bounds to its commit.");
 /// Recovery duration.
-pub const RECOVERY_DURATION: Named =
-    ("ictflow_recovery_duration_seconds", "Time that the start took, replay included; one observation.");
+pub const RECOVERY_DURATION: Named = (
+    "ictflow_recovery_duration_seconds",
+    "Time that the start took, replay included; one observation a start.",
+);
 
 /// Features published.
 pub const FEATURES_PUBLISHED: Named =
@@ -174,9 +185,11 @@ pub const LOOKUP_DURATION: Named =
     ("ictflow_lookup_duration_seconds", "Time that the lookups of an epoch in the vector store took.");
 
 /// Every metric above, to be checked at once. `process_*` come from the registry's own collector.
-pub const ALL: [Named; 48] = [
+pub const ALL: [Named; 50] = [
     BUILD_INFO,
     READY,
+    STALLED,
+    RESTARTS,
     SOURCE_RECORDS,
     SOURCE_BYTES,
     SOURCE_LAG,

@@ -18,6 +18,8 @@ pub enum Phase {
     Replaying,
     /// Epochs are closed and committed.
     Running,
+    /// A failure that may pass ended the job; it waits to be started anew.
+    Stalled,
     /// The job has ended.
     Stopped,
 }
@@ -29,6 +31,10 @@ pub struct Status {
     pub job: String,
     /// How far the process has come.
     pub phase: Phase,
+    /// What a stalled job waits for; `None` where it isn't stalled.
+    pub stalled: Option<Stalled>,
+    /// Times that the process began to start its job anew.
+    pub restarts: u64,
     /// The last epoch that went through the dataflow; while replaying below `committed`.
     pub epoch: i64,
     /// The last committed epoch.
@@ -81,6 +87,17 @@ pub struct Status {
     pub points: Option<PointsStatus>,
     /// Failures that didn't end the job.
     pub errors: Vec<Failures>,
+}
+
+/// A job between a failure that may pass and its new start. Words of the program only.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Stalled {
+    /// Since when it makes no progress.
+    pub since: i64,
+    /// What a person can do.
+    pub hint: &'static str,
+    /// Starts in a row that committed nothing, this one among them.
+    pub attempt: u32,
 }
 
 /// An input topic.
@@ -223,6 +240,53 @@ pub(super) fn reason(code: &'static str, detail: impl Into<String>) -> Reason {
 }
 
 impl Status {
+    /// Adds the counts of the jobs that this process ran before, so that they are since it started.
+    pub fn add_counts(&mut self, before: &Status) {
+        for source in &mut self.sources {
+            if let Some(earlier) = before.sources.iter().find(|earlier| earlier.topic == source.topic) {
+                source.records += earlier.records;
+                source.bytes += earlier.bytes;
+            }
+        }
+        for (place, count) in &before.dead_letters {
+            *self.dead_letters.entry(place.clone()).or_default() += count;
+        }
+        let (totals, earlier) = (&mut self.totals, &before.totals);
+        for (count, earlier) in [
+            (&mut totals.epochs, earlier.epochs),
+            (&mut totals.features, earlier.features),
+            (&mut totals.retractions, earlier.retractions),
+            (&mut totals.examples, earlier.examples),
+            (&mut totals.dead_letters, earlier.dead_letters),
+            (&mut totals.seen, earlier.seen),
+            (&mut totals.embeddings, earlier.embeddings),
+        ] {
+            *count += earlier;
+        }
+        let (cot, earlier) = (&mut self.cot, &before.cot);
+        for (count, earlier) in [
+            (&mut cot.called, earlier.called),
+            (&mut cot.first_calls, earlier.first_calls),
+            (&mut cot.attempts, earlier.attempts),
+            (&mut cot.cancelled, earlier.cancelled),
+            (&mut cot.ok, earlier.ok),
+            (&mut cot.refused, earlier.refused),
+            (&mut cot.interrupted, earlier.interrupted),
+            (&mut cot.cache_hits, earlier.cache_hits),
+            (&mut cot.tokens_in, earlier.tokens_in),
+            (&mut cot.tokens_out, earlier.tokens_out),
+        ] {
+            *count += earlier;
+        }
+        if let (Some(points), Some(earlier)) = (&mut self.points, &before.points) {
+            points.upserted += earlier.upserted;
+            points.deleted += earlier.deleted;
+            points.lookups += earlier.lookups;
+            points.recalled += earlier.recalled;
+            points.measured += earlier.measured;
+        }
+    }
+
     /// Why the job isn't ready; empty where it is. A commit is late where input has waited for
     /// longer than `commit_within_ms`.
     pub fn reasons(&self, commit_within_ms: u64) -> Vec<Reason> {
@@ -233,6 +297,16 @@ impl Status {
             }
             Phase::Replaying => {
                 return vec![reason("replaying", format!("epoch {} of {}", self.epoch, self.committed))];
+            }
+            Phase::Stalled => {
+                let stalled = self.stalled.clone().unwrap_or_default();
+                let detail = format!(
+                    "no progress for {} s, new start {} to come: {}",
+                    (self.taken_at - stalled.since).max(0) / 1_000,
+                    stalled.attempt,
+                    stalled.hint
+                );
+                return vec![reason("stalled", detail)];
             }
             Phase::Stopped => return vec![reason("stopped", "the job has ended")],
             Phase::Running => {}
@@ -275,6 +349,14 @@ mod tests {
         assert_eq!(codes(&Status::default()), ["starting"]);
         assert_eq!(codes(&Status { phase: Phase::Replaying, ..ready.clone() }), ["replaying"]);
         assert_eq!(codes(&Status { phase: Phase::Stopped, ..ready.clone() }), ["stopped"]);
+        let stalled = Stalled { since: 1_000, hint: "look at the broker", attempt: 3 };
+        let stalled =
+            Status { phase: Phase::Stalled, stalled: Some(stalled), taken_at: 8_500, ..ready.clone() };
+        assert_eq!(codes(&stalled), ["stalled"]);
+        assert_eq!(
+            stalled.reasons(1_000)[0].detail,
+            "no progress for 7 s, new start 3 to come: look at the broker"
+        );
         assert_eq!(codes(&Status { caught_up: false, ..ready.clone() }), ["catching_up"]);
         assert_eq!(codes(&Status { publishing: false, ..ready.clone() }), ["not_publishing"]);
         let behind = Instant::now().checked_sub(Duration::from_millis(1_500));
@@ -283,5 +365,23 @@ mod tests {
         assert_eq!(codes(&Status { points: waits, ..ready.clone() }), ["points_stalled"]);
         let now = Status { behind_since: Some(Instant::now()), ..ready };
         assert!(now.reasons(60_000).is_empty());
+    }
+
+    #[test]
+    fn counts_go_on_over_a_new_start_and_what_stands_does_not_add_up() {
+        let of = |records, features, called, wanted| Status {
+            sources: vec![SourceStatus { topic: "items", records, bytes: 10 * records, lag: vec![2] }],
+            totals: Totals { features, ..Totals::default() },
+            cot: Cot { called, wanted, ..Cot::default() },
+            dead_letters: BTreeMap::from([(("accept".to_owned(), "late".to_owned()), features)]),
+            points: Some(PointsStatus { upserted: features, ..PointsStatus::default() }),
+            ..Status::default()
+        };
+        let mut now = of(3, 1, 0, 9);
+        now.add_counts(&of(5, 20, 4, 8));
+        assert_eq!((now.sources[0].records, now.sources[0].bytes, now.sources[0].lag[0]), (8, 80, 2));
+        assert_eq!((now.totals.features, now.cot.called, now.cot.wanted), (21, 4, 9));
+        assert_eq!(now.dead_letters.values().sum::<u64>(), 21);
+        assert_eq!(now.points.unwrap_or_default().upserted, 21);
     }
 }

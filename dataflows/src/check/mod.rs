@@ -1,7 +1,7 @@
 //! `ictflow check`: every problem of a configuration, its files and its connections, all at once.
 //!
 //! `CHECKS` is the list of what is looked at: a connector with a probe of its own gets a line there.
-//! Nothing is written, created or fenced. A check that needs what another one has found broken says
+//! Nothing is written, created or fenced, but by [`probe`], which is asked for by name. A check that needs what another one has found broken says
 //! nothing, so that a problem is told once.
 
 mod connections;
@@ -12,6 +12,8 @@ mod services;
 use crate::config::checked::{Config, InputFiles};
 use crate::config::parse;
 use crate::config::raw::Raw;
+use crate::conformance;
+use ictflow_connectors::kafka::conformance::Row;
 use ictflow_connectors::topics::Topics;
 use ictflow_connectors::{Error, Result};
 use serde::Serialize;
@@ -139,6 +141,9 @@ pub struct Report {
     pub skipped: Vec<(&'static str, String)>,
     /// The problems.
     pub problems: Vec<Problem>,
+    /// What the broker was seen to do, where it was tried.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub conformance: Vec<Row>,
 }
 
 impl Report {
@@ -195,6 +200,34 @@ pub fn check(target: &Target, offline: bool) -> Report {
         }
     }
     report
+}
+
+/// The check of [`probe`].
+const PROBE: &str = "broker conformance";
+
+/// Tries whether the broker keeps its transactions, and adds what was seen. It writes to the topic that the
+/// configuration names; a configuration with problems isn't tried.
+pub fn probe(target: &Target, report: &mut Report) {
+    let config = match target {
+        Target::Config(path) => Config::read_with_inputs(path),
+        Target::State(_) => {
+            report.skipped.push((PROBE, "the topics of a state folder aren't on a broker".to_owned()));
+            return;
+        }
+    };
+    let key = "topics.kafka.conformance_topic";
+    match config.and_then(|config| conformance::prove(&config)) {
+        Ok(Some(seen)) => {
+            let findings = seen.refusal().map(|refusal| Finding::of(key, refusal)).into_iter().collect();
+            report.conformance = seen.rows;
+            report.add(PROBE, findings);
+        }
+        Ok(None) => {
+            let why = "the topics aren't on kafka, or topics.kafka.conformance_topic is off";
+            report.skipped.push((PROBE, why.to_owned()));
+        }
+        Err(error) => report.add(PROBE, vec![Finding::of(key, error)]),
+    }
 }
 
 type Read = (Option<Raw>, Option<InputFiles>, Vec<Finding>);

@@ -1,7 +1,7 @@
 //! `ictflow check`: everything that would keep a job from running, at once.
 
 use super::Store;
-use crate::check::{Report, Target, check};
+use crate::check::{Report, Target, check, probe};
 use clap::Args;
 use ictflow_connectors::{Error, Result};
 use std::fmt::Write as _;
@@ -17,6 +17,10 @@ pub(super) struct Arguments {
     /// Leave out what needs a connection.
     #[arg(long)]
     offline: bool,
+    /// Also try whether the broker keeps its transactions, as `run` does before a new job. The only check
+    /// that writes: a few records, to [topics.kafka] conformance_topic, which is made where it doesn't exist.
+    #[arg(long, conflicts_with = "offline")]
+    probe: bool,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -31,7 +35,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
             return Err(Error::fatal("check", "no configuration", "give --config FILE or --state DIR"));
         }
     };
-    let report = check(&target, arguments.offline);
+    let mut report = check(&target, arguments.offline);
+    if arguments.probe {
+        probe(&target, &mut report);
+    }
     let text = match arguments.json {
         true => serde_json::to_string_pretty(&report)
             .map_err(|e| Error::fatal("check", e, "this is a defect: please report it"))?,
@@ -53,6 +60,10 @@ fn plain(report: &Report) -> String {
         for problem in problems {
             let _ = writeln!(text, "         {}: {} ({})", problem.key, problem.problem, problem.hint);
         }
+    }
+    for row in &report.conformance {
+        let verdict = if row.holds { "holds" } else { "fails" };
+        let _ = writeln!(text, "{verdict:<8} {}: wanted {}; {}", row.what, row.wanted, row.seen);
     }
     for (check, why) in &report.skipped {
         let _ = writeln!(text, "{:<8} {check}: {why}", "skipped");

@@ -10,10 +10,12 @@ mod erase;
 mod explain;
 mod promote;
 mod run;
+mod supervise;
 mod tail;
 mod verify;
 
 pub use run::{tell_address, warn_untrained};
+pub use supervise::Restarts;
 
 use crate::config::checked::{Config, InputFiles};
 use crate::config::raw::Raw;
@@ -23,6 +25,7 @@ use crate::names::Names;
 use clap::{Args, Parser, Subcommand};
 use ictflow_connectors::topics::Topics;
 use ictflow_connectors::{Error, Result};
+use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -40,7 +43,7 @@ enum Command {
     /// Make the job's outputs once more from its logs, into topics and a collection of their own, without
     /// asking anything, and compare them with the live ones.
     Backfill(backfill::Arguments),
-    /// Find every problem of a configuration, its files and its connections. Writes nothing.
+    /// Find every problem of a configuration, its files and its connections. Writes nothing, but for --probe.
     Check(check::Arguments),
     /// Replay MovieLens-100K as streams through the whole pipeline, on embedded defaults.
     Demo(demo::Arguments),
@@ -96,7 +99,16 @@ impl Store {
 
 /// Parses the command line, runs the command, prints a failure.
 pub fn run() -> ExitCode {
-    let cli = Cli::parse();
+    run_parsed(Cli::parse())
+}
+
+/// [`run`] with these arguments in the place of the command line's; the first is the program's name. For a
+/// process that runs the program and was started as another one.
+pub fn run_from<T: Into<OsString> + Clone>(arguments: impl IntoIterator<Item = T>) -> ExitCode {
+    run_parsed(Cli::parse_from(arguments))
+}
+
+fn run_parsed(cli: Cli) -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_env("ICTFLOW_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
     let ansi = std::io::stderr().is_terminal();

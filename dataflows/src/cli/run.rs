@@ -1,10 +1,12 @@
 //! `ictflow run`: a job until it is stopped, or until its input is done.
 
 use super::Store;
+use super::supervise::Supervisor;
 use crate::config::checked::{Config, InputFiles};
+use crate::conformance;
 use crate::copies::{Copies, Target};
 use crate::demo;
-use crate::job::{Job, Started, outputs};
+use crate::job::{Job, Started, Totals, outputs};
 use crate::progress::Reporter;
 use crate::requester::IDLE;
 use crate::status::Observer;
@@ -176,64 +178,74 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     tell_address(&observer);
     // Standard input is read and models are loaded here: a signal meanwhile ends the process at once, for
     // nothing is under way yet.
-    let mut parts = config.parts()?;
+    let models = config.models()?;
+    let mut parts = config.parts_with(&models)?;
     let stop = stop_flag()?;
     let names = match targets.is_empty() {
         true => config.options.names.clone(),
         false => outputs::active(&mut *parts.topics, &config.options.names, Some(&config.options.job))?,
     };
+    conformance::before_a_new_job(&config, &mut *parts.topics)?;
     let mut copies = Copies::open(&targets, &mut *parts.topics, &names)?;
-    let (semantics, mut options) = (config.semantics.clone(), config.options.clone());
-    options.accept_truncated = arguments.accept_truncated;
-    let job = Job::start_unless(parts, semantics, options, &stop, |job| observer.replayed(job))?;
-    let mut job = match job {
-        Started::Running(job) => *job,
-        Started::Stopped { replayed, recorded } => {
-            eprintln!(
-                "run: stopped after {replayed} of {recorded} recorded epochs; nothing is lost, the next start replays them"
-            );
+    config.options.accept_truncated = arguments.accept_truncated;
+    let mut reporter = Reporter::new("run");
+    let mut supervisor = Supervisor::new(config.restarts, &stop);
+    // What the jobs before a new start committed.
+    let mut earlier = Totals::default();
+    let mut parts = Some(parts);
+    let (mut job, mut open) = loop {
+        let start = |parts| {
+            let (semantics, options) = (config.semantics.clone(), config.options.clone());
+            Job::start_unless(parts, semantics, options, &stop, |job| observer.replayed(job))
+        };
+        // A store that can't be opened at the first time is told at once.
+        let opened = parts.take().map_or_else(|| config.parts_with(&models), Ok);
+        let (error, failed) = match opened.and_then(start) {
+            Ok(Started::Running(job)) => {
+                let mut job = *job;
+                if !targets.is_empty() && *job.names() != names {
+                    return Err(Error::fatal(
+                        "copy the outputs",
+                        "they were switched while the job started",
+                        "start again; a copy of the outputs before needs another file",
+                    ));
+                }
+                let mut turn = Turn {
+                    config: &config,
+                    stop: &stop,
+                    until_idle,
+                    earlier,
+                    observer: &mut observer,
+                    copies: &mut copies,
+                    reporter: &mut reporter,
+                };
+                match turn.run(&mut job) {
+                    Ok(open) => break (job, open),
+                    Err(error) => (error, Some(job)),
+                }
+            }
+            Ok(Started::Stopped { replayed, recorded }) => {
+                eprintln!(
+                    "run: stopped after {replayed} of {recorded} recorded epochs; nothing is lost, the next start replays them"
+                );
+                config.options.cluster.finish();
+                return Ok(());
+            }
+            Err(error) => (error, None),
+        };
+        earlier = failed.as_ref().map_or(earlier, |failed| failed.totals().plus(earlier));
+        if !supervisor.wait(error, failed, &mut observer)? {
+            eprintln!("run: stopped while the job was stalled; nothing is lost, the next start goes on");
             config.options.cluster.finish();
             return Ok(());
         }
     };
-    observer.started(&job);
-    warn_untrained(&job);
-    if !targets.is_empty() && *job.names() != names {
-        return Err(Error::fatal(
-            "copy the outputs",
-            "they were switched while the job started",
-            "start again; a copy of the outputs before needs another file",
-        ));
-    }
-    copies.start(job.topics())?;
-    let mut open = copies.copy(job.totals())?;
-    let mut reporter = Reporter::new("run");
-    let mut closed = Instant::now();
-    while open && !stop.load(Ordering::Relaxed) {
-        if until_idle && job.idle()? {
-            break;
-        }
-        // Input is gathered for an interval, so that a trickle doesn't make an epoch a record; the LLM
-        // and the encoder don't wait for it.
-        while closed.elapsed() < config.interval && !stop.load(Ordering::Relaxed) {
-            job.journal()?;
-            observer.turn();
-            std::thread::sleep(IDLE);
-        }
-        let step = job.step(IDLE)?;
-        if step.epoch.is_some() {
-            closed = Instant::now();
-        }
-        observer.step(&mut job, &step);
-        open = copies.copy(job.totals())?;
-        reporter.report(&job);
-    }
     // Answers under way were paid for: they are waited for and journaled, for a while.
     job.drain(config.drain)?;
     job.snapshot();
     observer.finish(&mut job);
     if open {
-        let totals = job.totals();
+        let totals = job.totals().plus(earlier);
         open = copies.finish(job.topics(), totals)?;
     }
     reporter.finish(&job);
@@ -256,6 +268,49 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     drop(job);
     config.options.cluster.finish();
     Ok(())
+}
+
+/// One run of a started job, until it is told to stop, is idle, or fails.
+struct Turn<'a> {
+    config: &'a Config,
+    stop: &'a AtomicBool,
+    until_idle: bool,
+    earlier: Totals,
+    observer: &'a mut Observer,
+    copies: &'a mut Copies,
+    reporter: &'a mut Reporter,
+}
+
+impl Turn<'_> {
+    /// Steps the job. False where nobody reads standard output any more.
+    fn run(&mut self, job: &mut Job) -> Result<bool> {
+        self.observer.started(job);
+        warn_untrained(job);
+        self.copies.start(job.topics())?;
+        let mut open = self.copies.copy(job.totals().plus(self.earlier))?;
+        let mut closed = Instant::now();
+        let stopped = || self.stop.load(Ordering::Relaxed);
+        while open && !stopped() {
+            if self.until_idle && job.idle()? {
+                break;
+            }
+            // Input is gathered for an interval, so that a trickle doesn't make an epoch a record; the LLM
+            // and the encoder don't wait for it.
+            while closed.elapsed() < self.config.interval && !stopped() {
+                job.journal()?;
+                self.observer.turn();
+                std::thread::sleep(IDLE);
+            }
+            let step = job.step(IDLE)?;
+            if step.epoch.is_some() {
+                closed = Instant::now();
+            }
+            self.observer.step(job, &step);
+            open = self.copies.copy(job.totals().plus(self.earlier))?;
+            self.reporter.report(job);
+        }
+        Ok(open)
+    }
 }
 
 /// Says where the status page is, if anywhere.

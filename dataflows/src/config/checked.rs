@@ -2,8 +2,10 @@
 
 use super::parse;
 use super::raw::{EncoderKind, GeneratorKind, Raw, TopicsKind};
+use crate::cli::Restarts;
 use crate::cluster::{self, Cluster};
 use crate::job::{Options, Parts};
+use crate::models::Models;
 use crate::names::Names;
 use ictflow_connectors::encoder::Embed;
 use ictflow_connectors::encoder::hashed::Hashed;
@@ -128,6 +130,8 @@ pub struct Config {
     pub interval: Duration,
     /// How long a job that is stopped waits for answers under way.
     pub drain: Duration,
+    /// How often a job that failed is started anew in the process.
+    pub restarts: Restarts,
     /// What the job says of itself, and where.
     pub telemetry: ictflow_connectors::telemetry::Config,
     state: PathBuf,
@@ -214,6 +218,15 @@ impl Config {
             "epochs.max_events must be 1 to 1000000",
         );
         require(raw.epochs.interval_ms <= 60_000, "epochs.interval_ms must be at most 60000");
+        require(raw.run.max_restarts <= 1_000, "run.max_restarts must be at most 1000");
+        require(
+            (10..=600_000).contains(&raw.run.restart_pause_ms),
+            "run.restart_pause_ms must be 10 to 600000",
+        );
+        require(
+            (raw.run.restart_pause_ms..=600_000).contains(&raw.run.restart_pause_max_ms),
+            "run.restart_pause_max_ms must be run.restart_pause_ms to 600000",
+        );
         require(
             (1_000..=86_400_000).contains(&raw.snapshots.interval_ms),
             "snapshots.interval_ms must be 1000 to 86400000",
@@ -302,6 +315,11 @@ impl Config {
             semantics: Arc::new(raw.semantics.clone()),
             interval: Duration::from_millis(raw.epochs.interval_ms),
             drain: Duration::from_millis(raw.generator.drain_ms),
+            restarts: Restarts {
+                max: raw.run.max_restarts,
+                pause: Duration::from_millis(raw.run.restart_pause_ms),
+                longest: Duration::from_millis(raw.run.restart_pause_max_ms),
+            },
             telemetry: raw.telemetry.clone(),
             state,
             options,
@@ -426,16 +444,33 @@ impl Config {
     /// `Fatal` where a model, the weights or the store can't be opened, or their widths differ.
     pub fn parts(&self) -> Result<Parts> {
         self.make_state()?;
+        self.parts_with(&self.models()?)
+    }
+
+    /// The models of the process, loaded.
+    ///
+    /// # Errors
+    /// `Fatal` where a model or the weights can't be opened, or their widths differ.
+    pub fn models(&self) -> Result<Models> {
+        self.make_state()?;
         let encoder = self.encoder()?;
         let weights = self.weights(encoder.width(), true)?;
         let (generators, validator) = self.generators()?;
+        Ok(Models::new(encoder, generators, validator, weights))
+    }
+
+    /// Everything that a job is made of, with models that are loaded.
+    ///
+    /// # Errors
+    /// Those of opening the stores.
+    pub fn parts_with(&self, models: &Models) -> Result<Parts> {
         Ok(Parts {
             topics: self.topics(false)?,
             formats: self.formats(),
-            generators,
-            validator,
-            encoder,
-            weights,
+            generators: models.generators(),
+            validator: models.validator(),
+            encoder: models.encoder(),
+            weights: models.weights(),
             points: self.points()?,
             snapshots: self.snapshots()?,
         })

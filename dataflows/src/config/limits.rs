@@ -24,6 +24,13 @@ const ROWS: &[Row] = &[
     ("epochs.interval_ms", 60_000, 60_001, &[]),
     ("epochs.max_events", 1, 0, &[]),
     ("epochs.max_events", 1_000_000, 1_000_001, &[]),
+    ("run.max_restarts", 0, -1, &[]),
+    ("run.max_restarts", 1_000, 1_001, &[]),
+    ("run.restart_pause_ms", 10, 9, &[]),
+    ("run.restart_pause_ms", 600_000, 600_001, &[("run.restart_pause_max_ms", 600_000)]),
+    ("run.restart_pause_ms", 30_000, 30_001, &[]),
+    ("run.restart_pause_max_ms", 600_000, 600_001, &[]),
+    ("run.restart_pause_max_ms", 500, 499, &[]),
     ("snapshots.interval_ms", 1_000, 999, &[]),
     ("snapshots.interval_ms", 86_400_000, 86_400_001, &[]),
     ("topics.partitions", 1, 0, &[]),
@@ -160,7 +167,8 @@ fn every_number_of_the_example_files_has_its_row() {
         walk("", &text.parse().unwrap(), &mut found);
     }
     let ours = |path: &&String| {
-        !path.contains('.') || ["epochs.", "topics.", "semantics."].iter().any(|part| path.starts_with(part))
+        !path.contains('.')
+            || ["epochs.", "run.", "topics.", "semantics."].iter().any(|part| path.starts_with(part))
     };
     let tested: BTreeSet<&str> = ROWS.iter().map(|row| row.0).collect();
     let untested: Vec<&String> =

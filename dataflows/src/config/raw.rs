@@ -30,6 +30,8 @@ pub struct Raw {
     pub qdrant: Option<qdrant::Config>,
     /// `[registry]`: values are framed by a schema registry. Without it they are single-object Avro.
     pub registry: Option<registry::Config>,
+    /// What `run` does after a failure that may pass.
+    pub run: Run,
     /// Every value that decides an output.
     pub semantics: Semantics,
     /// Snapshots of the job's state.
@@ -78,6 +80,24 @@ pub struct Epochs {
 impl Default for Epochs {
     fn default() -> Self {
         Epochs { interval_ms: 500, max_events: 10_000 }
+    }
+}
+
+/// `[run]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Run {
+    /// New starts of the job in a row that may commit nothing before the process ends; 0: none is made.
+    pub max_restarts: u32,
+    /// The pause before the first; it doubles with each that commits nothing.
+    pub restart_pause_ms: u64,
+    /// The longest pause.
+    pub restart_pause_max_ms: u64,
+}
+
+impl Default for Run {
+    fn default() -> Self {
+        Run { max_restarts: 20, restart_pause_ms: 500, restart_pause_max_ms: 30_000 }
     }
 }
 

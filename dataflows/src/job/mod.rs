@@ -19,6 +19,7 @@ mod edge;
 mod erase;
 pub mod outputs;
 mod recover;
+mod standing;
 mod start;
 mod truncation;
 
@@ -124,6 +125,22 @@ pub struct Totals {
     pub epochs: u64,
     /// What their commits wrote.
     pub committed: Committed,
+}
+
+impl Totals {
+    /// The totals of this job and of an earlier one together.
+    pub fn plus(self, earlier: Totals) -> Totals {
+        let (now, before) = (self.committed, earlier.committed);
+        Totals {
+            epochs: self.epochs + earlier.epochs,
+            committed: Committed {
+                features: now.features + before.features,
+                retractions: now.retractions + before.retractions,
+                examples: now.examples + before.examples,
+                dead_letters: now.dead_letters + before.dead_letters,
+            },
+        }
+    }
 }
 
 /// A running job.

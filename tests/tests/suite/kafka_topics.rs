@@ -580,6 +580,32 @@ impl Dice {
 }
 
 #[test]
+fn an_idle_writer_tells_a_successor_and_leaves_no_trace() {
+    let broker = Broker::shared();
+    let mut store = broker.connect();
+    let (topic, id) = (unique("standing"), unique("standing"));
+    store.ensure(&topic, 1, Policy::Append).unwrap();
+    let mut writer = store.writer(&id).unwrap();
+    writer.standing(&topic).unwrap();
+    writer.commit(&[new(&topic, 0, "k", "mine")], &[]).unwrap();
+    writer.standing(&topic).unwrap();
+    writer.commit(&[new(&topic, 0, "k", "mine too")], &[]).unwrap();
+    let group: BaseConsumer = broker.client().set("group.id", &id).create().unwrap();
+    let mut asked = TopicPartitionList::new();
+    asked.add_partition(&topic, 0);
+    let published = group.committed_offsets(asked, LIMIT).unwrap();
+    assert_eq!(published.elements()[0].offset(), Offset::Invalid, "no position was published");
+    let mut successor = store.writer(&id).unwrap();
+    let error = writer.standing(&topic).unwrap_err();
+    assert_eq!(error.disposition, Disposition::Fatal, "{error}");
+    assert!(error.hint.contains("only one job of a name may run"), "{error}");
+    assert_eq!(writer.standing(&topic).unwrap_err().disposition, Disposition::Fatal);
+    assert_eq!(writer.commit(&[], &[]).unwrap_err().disposition, Disposition::Fatal);
+    successor.commit(&[new(&topic, 0, "k", "its own")], &[]).unwrap();
+    assert_eq!(values(&read_once_visible(&mut store, &topic, 3)), ["mine", "mine too", "its own"]);
+}
+
+#[test]
 fn positions_never_pass_an_unread_record() {
     let broker = Broker::shared();
     let mut store = broker.connect();

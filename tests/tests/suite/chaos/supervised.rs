@@ -1,0 +1,259 @@
+//! A job of the program on a real Kafka, in a process of its own, and what must stand afterwards.
+
+use crate::parity::{mutated, semantics, verify};
+use ictflow_connectors::kafka::Config;
+use ictflow_dataflows::epochs::{load, read_whole};
+use ictflow_schemas::epoch::Progress;
+use ictflow_schemas::topic::{HEADER_EPOCH, HEADER_SUBSTEP, Policy, Record, Topic};
+use ictflow_schemas::wire::Wire;
+use ictflow_tests::support::kafka::{Broker, unique};
+use ictflow_tests::support::program::Program;
+use ictflow_tests::support::world::{self, Store, World, hashed, record, settle, template};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::{Offset, TopicPartitionList};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// A job, its inputs' script, and its configuration file.
+pub struct Supervised {
+    pub world: World,
+    pub script: Vec<Value>,
+    folder: tempfile::TempDir,
+    test: &'static str,
+    bootstrap: String,
+}
+
+impl Supervised {
+    /// A job of so many mutated events. `test` is the path of the test that calls this; `kafka` and `set`
+    /// change its configuration.
+    pub fn new(
+        broker: &Broker,
+        test: &'static str,
+        events: usize,
+        kafka: impl FnOnce(&mut Config),
+        set: impl FnOnce(&mut Value),
+    ) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let script =
+            mutated(folder.path(), &["--events", &events.to_string(), "--seed", "11", "--partitions", "3"]);
+        let mut world = World::new(folder.path(), &unique("supervised"), semantics(10), world::weights(384));
+        let mut config = broker.config();
+        kafka(&mut config);
+        world.store = Store::Kafka(Box::new(config.clone()));
+        world.prefix = format!("{}-", unique("supervised"));
+        world.epoch = 50;
+        let names = world.names();
+        let mut topics = world.topics();
+        for topic in [Topic::Interactions, Topic::Items, Topic::Candidates] {
+            topics.ensure(names.of(topic), world.partitions, Policy::Append).unwrap();
+        }
+        let weights = folder.path().join("weights.safetensors");
+        std::fs::write(&weights, &*world.weights).unwrap();
+        let names: serde_json::Map<String, Value> =
+            Topic::ALL.map(|topic| (topic.name().to_owned(), names.of(topic).into())).into_iter().collect();
+        let mut file = json!({
+            "job": world.job,
+            "state": folder.path().join("state"),
+            "epochs": {"interval_ms": 5, "max_events": world.epoch},
+            "generator": {"kind": "template"},
+            "encoder": {"kind": "hashed"},
+            "ict": {"weights": weights},
+            "topics": {"kind": "kafka", "names": names, "kafka": config},
+            "run": {"restart_pause_ms": 100, "restart_pause_max_ms": 1_000},
+            "telemetry": {"listen": "127.0.0.1:0", "lag_every_ms": 100},
+            "semantics": world.semantics,
+        });
+        set(&mut file);
+        prune(&mut file);
+        let text = toml::to_string(&file).unwrap();
+        std::fs::write(folder.path().join("job.toml"), text).unwrap();
+        Supervised { world, script, folder, test, bootstrap: broker.bootstrap() }
+    }
+
+    /// Starts the program, which says what it says under this name.
+    pub fn start(&self, name: &str) -> Program {
+        let config = self.folder.path().join("job.toml");
+        Program::start(self.test, self.folder.path(), name, &["run", "--config", config.to_str().unwrap()])
+    }
+
+    /// Sends records of the script.
+    pub fn send(&self, lines: &[Value]) {
+        let records: Vec<_> =
+            lines.iter().map(|line| record(line, self.world.partitions, &self.world.prefix)).collect();
+        self.world.topics().append(&records).unwrap();
+    }
+
+    /// A watch on the outputs' ends.
+    pub fn watch(&self) -> Watch {
+        let names = self.world.names();
+        let mut asked = TopicPartitionList::new();
+        for topic in [Topic::Features, Topic::Examples] {
+            for partition in 0..self.world.partitions as i32 {
+                asked.add_partition_offset(names.of(topic), partition, Offset::End).unwrap();
+            }
+        }
+        for topic in [Topic::Progress, Topic::DeadLetters] {
+            asked.add_partition_offset(names.of(topic), 0, Offset::End).unwrap();
+        }
+        let client = |isolation: &str| {
+            let mut client = rdkafka::ClientConfig::new();
+            client.set("bootstrap.servers", &self.bootstrap).set("isolation.level", isolation);
+            client.create().unwrap()
+        };
+        Watch { asked, committed: client("read_committed"), all: client("read_uncommitted") }
+    }
+
+    /// Sends the rest of the script in small blocks until the program stands stopped within an open
+    /// transaction. Gives what wasn't sent.
+    pub fn stop_within_a_transaction<'a>(&self, program: &Program, rest: &'a [Value]) -> &'a [Value] {
+        let watch = self.watch();
+        let mut blocks = rest.chunks(8);
+        let mut sent = 0;
+        for block in blocks.by_ref() {
+            let before = program.committed();
+            self.send(block);
+            sent += block.len();
+            while program.committed() == before {
+                if !watch.open() {
+                    continue;
+                }
+                program.signal("STOP");
+                // What was on its way to the broker has arrived by then: still open is open.
+                std::thread::sleep(Duration::from_millis(300));
+                if watch.open() {
+                    return &rest[sent..];
+                }
+                program.signal("CONT");
+            }
+        }
+        panic!("no transaction was seen open: {}", program.said());
+    }
+
+    /// What must hold however often it was disturbed: every epoch was committed once and in order, no
+    /// record of the outputs stands twice, and the outputs are those of the independent oracle. The
+    /// program must have ended.
+    pub fn holds(&self) {
+        let mut job = self.world.start(template(), hashed());
+        settle(&mut job);
+        verify(&self.world, &job, self.folder.path(), &["--min-features", "50"]);
+        drop(job);
+        let committed = self.epochs();
+        let expected: Vec<i64> = (1..=committed.len() as i64).collect();
+        assert_eq!(committed, expected, "the committed epochs");
+        for topic in [Topic::Features, Topic::Examples, Topic::DeadLetters] {
+            let mut seen = BTreeSet::new();
+            self.read(topic, |record| {
+                let position = (number(&record, HEADER_EPOCH), number(&record, HEADER_SUBSTEP));
+                assert!(seen.insert(position), "{topic:?} has {position:?} twice");
+                assert!(
+                    committed.contains(&position.0),
+                    "{topic:?} has an epoch without progress: {position:?}"
+                );
+            });
+        }
+    }
+
+    /// The epochs of `progress`, in the order of the topic.
+    pub fn epochs(&self) -> Vec<i64> {
+        let mut epochs = Vec::new();
+        self.read(Topic::Progress, |record| {
+            epochs.push(Progress::decode(record.value.as_deref().unwrap()).unwrap().epoch);
+        });
+        epochs
+    }
+
+    /// The last epoch that is recorded, committed or not.
+    pub fn recorded(&self) -> i64 {
+        let names = self.world.names();
+        let records = load(&mut *self.world.topics(), names.of(Topic::Epochs), &self.world.job).unwrap();
+        records.last().map_or(0, |record| record.epoch)
+    }
+
+    fn read(&self, topic: Topic, keep: impl FnMut(Record)) {
+        read_whole(&mut *self.world.topics(), self.world.names().of(topic), keep).unwrap();
+    }
+
+    /// Records of `features` and `progress` that stand on the log and were never committed.
+    pub fn aborted(&self) -> usize {
+        let names = self.world.names();
+        let mut committed = 0;
+        for topic in [Topic::Features, Topic::Examples, Topic::Progress, Topic::DeadLetters] {
+            self.read(topic, |_| committed += 1);
+        }
+        let mut client = rdkafka::ClientConfig::new();
+        client
+            .set("bootstrap.servers", &self.bootstrap)
+            .set("isolation.level", "read_uncommitted")
+            .set("group.id", "unused")
+            .set("enable.partition.eof", "true");
+        let all: BaseConsumer = client.create().unwrap();
+        let mut assigned = TopicPartitionList::new();
+        for topic in [Topic::Features, Topic::Examples] {
+            for partition in 0..self.world.partitions as i32 {
+                assigned.add_partition_offset(names.of(topic), partition, Offset::Beginning).unwrap();
+            }
+        }
+        for topic in [Topic::Progress, Topic::DeadLetters] {
+            assigned.add_partition_offset(names.of(topic), 0, Offset::Beginning).unwrap();
+        }
+        let mut open = assigned.count();
+        all.assign(&assigned).unwrap();
+        let mut seen = 0;
+        while open > 0 {
+            match all.poll(LIMIT).expect("the ends come") {
+                Ok(_) => seen += 1,
+                Err(rdkafka::error::KafkaError::PartitionEOF(_)) => open -= 1,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        seen - committed
+    }
+}
+
+/// Looks at where the outputs end, with and without what isn't committed.
+pub struct Watch {
+    asked: TopicPartitionList,
+    committed: BaseConsumer,
+    all: BaseConsumer,
+}
+
+impl Watch {
+    /// Whether a transaction is open on the outputs.
+    pub fn open(&self) -> bool {
+        // The committed ends first: a commit between the two looks must not pass for an open transaction
+        // where nothing else is.
+        let ends = |client: &BaseConsumer| {
+            let answered = client.offsets_for_times(self.asked.clone(), LIMIT).unwrap();
+            let mut ends: Vec<(String, i32, Option<i64>)> = answered
+                .elements()
+                .iter()
+                .map(|end| (end.topic().to_owned(), end.partition(), end.offset().to_raw()))
+                .collect();
+            ends.sort();
+            ends
+        };
+        let all = ends(&self.all);
+        let committed = ends(&self.committed);
+        all.iter().zip(&committed).any(|(all, committed)| all.2 > committed.2)
+    }
+}
+
+fn number(record: &Record, header: &str) -> i64 {
+    let found = record.headers.iter().find(|(name, _)| name == header).unwrap();
+    String::from_utf8_lossy(&found.1).parse().unwrap()
+}
+
+/// Leaves out nulls, which TOML doesn't know.
+fn prune(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.retain(|_, value| !value.is_null());
+            map.values_mut().for_each(prune);
+        }
+        Value::Array(all) => all.iter_mut().for_each(prune),
+        _ => {}
+    }
+}
