@@ -2,6 +2,7 @@
 """A reader of the feature topic: keeps the newest vector of every live pair.
 
     python3 deploy/reader.py --bootstrap 127.0.0.1:9092 --topic features [--until-end]
+    python3 deploy/reader.py --epochs epochs --job ictflow      # the topic that the job writes now, also after a promote
     python3 deploy/reader.py --registry http://127.0.0.1:8081   # values framed by a schema registry
     ictflow tail --state DIR | python3 deploy/reader.py --stdin
 
@@ -9,7 +10,8 @@ What a subscriber has to do, and why:
   * read_committed: an epoch is one transaction; what an aborted one wrote must stay unseen;
   * from the beginning: the topic is compacted, so the newest vector of every live pair stands on it;
   * a record is an upsert of its key (user, item), a null value a tombstone: the pair isn't live any more;
-  * (key, epoch, substep) from the headers names a record: a broker that shows one twice does no harm.
+  * (key, epoch, substep) from the headers names a record: a broker that shows one twice does no harm;
+  * a promote or a rollback names another topic on `epochs`: it holds everything, so it is read from its beginning.
 
 Prints a line for every change and the number of live pairs at the end. Needs `confluent-kafka` and
 `fastavro` for Kafka, nothing for `--stdin`.
@@ -45,14 +47,14 @@ class Values:
     """Single-object Avro: the marker C3 01, the writer schema's fingerprint (8 bytes), the datum. With a registry
     also its framing: a zero byte, the writer schema's id (u32 big-endian), the datum."""
 
-    def __init__(self, registry=None):
+    def __init__(self, registry=None, name="features"):
         import fastavro
         from fastavro.schema import fingerprint, to_parsing_canonical_form
 
         self.parse, self.read = fastavro.parse_schema, fastavro.schemaless_reader
         self.registry, self.ids = registry, {}
         self.versions, self.newest = {}, None
-        files = WIRE.glob("features.v*.avsc")
+        files = WIRE.glob(f"{name}.v*.avsc")
         for file in sorted(files, key=lambda file: int(file.name.split(".")[1][1:])):
             schema = json.loads(file.read_text())
             self.newest = fastavro.parse_schema(schema)
@@ -83,14 +85,36 @@ class Values:
         return self.ids[number]
 
 
-def from_kafka(bootstrap, topic, until_end, registry):
-    """(key, value, headers) of committed records, from the beginning."""
+class Followed:
+    """The features that a job writes now: those that the newest bounds record with outputs names."""
+
+    def __init__(self, topic, epochs, job, registry):
+        self.topic, self.epochs, self.job = topic, epochs, job
+        self.values = Values(registry, "epochs") if epochs else None
+        self.newest = 0
+
+    def switched(self, message):
+        """Whether a record of `epochs` names another topic. For an equal epoch the lowest offset wins."""
+        if message.value() is None:
+            return False
+        record = self.values.decode(message.value())
+        if record["job"] != self.job or record["epoch"] <= self.newest:
+            return False
+        self.newest = record["epoch"]
+        before, outputs = self.topic, record["outputs"]
+        self.topic = outputs["features"] if outputs else before
+        return self.topic != before
+
+
+def from_kafka(options):
+    """(key, value, headers) of committed records, from the beginning; None where another topic begins."""
     from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
-    values = Values(registry)
+    values = Values(options.registry)
+    followed = Followed(options.topic, options.epochs, options.job, options.registry)
     consumer = Consumer(
         {
-            "bootstrap.servers": bootstrap,
+            "bootstrap.servers": options.bootstrap,
             "group.id": "ictflow-reader",
             "isolation.level": "read_committed",
             "enable.auto.commit": False,
@@ -98,27 +122,47 @@ def from_kafka(bootstrap, topic, until_end, registry):
             "auto.offset.reset": "earliest",
         }
     )
+
+    def partitions(topic):
+        try:
+            found = consumer.list_topics(topic, timeout=10).topics[topic]
+        except KafkaException as error:
+            raise ValueError(f"{options.bootstrap}: {error}") from error
+        if found.error:
+            raise ValueError(f"topic {topic}: {found.error}")
+        return [TopicPartition(topic, p, OFFSET_BEGINNING) for p in found.partitions]
+
+    bounds = partitions(options.epochs) if options.epochs else []
+    # The log of bounds first, to its end: it says which topic to read.
+    reading = bounds or partitions(followed.topic)
+    consumer.assign(reading)
+    ended, looked = set(), not bounds
     try:
-        found = consumer.list_topics(topic, timeout=10).topics[topic]
-    except KafkaException as error:
-        raise ValueError(f"{bootstrap}: {error}") from error
-    if found.error:
-        raise ValueError(f"topic {topic}: {found.error}")
-    consumer.assign([TopicPartition(topic, p, OFFSET_BEGINNING) for p in found.partitions])
-    ended = set()
-    try:
-        while not (until_end and len(ended) == len(found.partitions)):
+        while True:
+            if len(ended) == len(reading):
+                if looked and options.until_end:
+                    return
+                if not looked:
+                    looked, ended, reading = True, set(), bounds + partitions(followed.topic)
+                    consumer.assign(reading)
             message = consumer.poll(1.0)
             if message is None:
                 continue
             if message.error():
                 if message.error().code() == KafkaError._PARTITION_EOF:
-                    ended.add(message.partition())
+                    ended.add((message.topic(), message.partition()))
                 elif message.error().fatal():
                     raise ValueError(message.error())
                 else:
                     # The client library tries again by itself.
                     print(f"reader: {message.error()}", file=sys.stderr)
+                continue
+            if message.topic() == options.epochs:
+                if followed.switched(message) and looked:
+                    print(f"reader: the job writes {followed.topic} now", file=sys.stderr)
+                    ended, reading = set(), bounds + partitions(followed.topic)
+                    consumer.assign(reading)
+                    yield None
                 continue
             value = message.value()
             headers = {name: text.decode() for name, text in message.headers() or []}
@@ -137,16 +181,19 @@ def from_lines(lines):
 
 
 def run(options):
-    records = from_lines(sys.stdin) if options.stdin else from_kafka(
-        options.bootstrap, options.topic, options.until_end, options.registry
-    )
+    records = from_lines(sys.stdin) if options.stdin else from_kafka(options)
     vectors, newest = {}, {}
     try:
-        for key, value, headers in records:
+        for record in records:
+            if record is None:
+                vectors, newest = {}, {}
+                continue
+            key, value, headers = record
             if "ictflow-epoch" not in headers:
                 raise ValueError(f"a record that ictflow didn't publish: key {key}")
             place = (int(headers["ictflow-epoch"]), int(headers["ictflow-substep"]))
-            if newest.get(key, (-1, -1)) >= place:
+            # A backfill's epochs are below zero: all that the job writes after a promote is newer.
+            if key in newest and newest[key] >= place:
                 continue
             newest[key] = place
             if value is None:
@@ -166,6 +213,8 @@ def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--bootstrap", default="127.0.0.1:9092")
     options.add_argument("--topic", default="features")
+    options.add_argument("--epochs", help="the job's log of bounds: follow the topic that it names, else --topic")
+    options.add_argument("--job", default="ictflow", help="the job on that log")
     options.add_argument("--registry", help="the base URL of the schema registry that frames the values")
     options.add_argument("--until-end", action="store_true", help="stop at the end of every partition")
     options.add_argument("--stdin", action="store_true", help="read lines of `ictflow tail`")

@@ -16,6 +16,7 @@ use ictflow_connectors::snapshots::Snapshots;
 use ictflow_connectors::topics::Topics;
 use ictflow_dataflows::cluster::Cluster;
 use ictflow_dataflows::epochs::{read_compacted, read_whole};
+use ictflow_dataflows::job::outputs::active;
 use ictflow_dataflows::job::{Edges, Job, Options, Parts};
 use ictflow_dataflows::names::Names;
 use ictflow_dataflows::tail;
@@ -266,7 +267,7 @@ impl World {
     /// Dumps every topic of the job and the wanted keys into a folder, for the oracle.
     pub fn dump(&self, job: &Job, folder: &Path) {
         std::fs::create_dir_all(folder).unwrap();
-        let names = self.names();
+        let names = job.names();
         let mut topics = self.topics();
         for topic in Topic::ALL {
             let mut file = std::io::BufWriter::new(
@@ -281,6 +282,11 @@ impl World {
         let wanted: Vec<String> = job.requester().wanted().iter().map(|key| key.hex()).collect();
         std::fs::write(folder.join("wanted.txt"), wanted.join("\n")).unwrap();
         std::fs::write(folder.join("weights.safetensors"), &**self.weights).unwrap();
+    }
+
+    /// The topics' names with the outputs in force.
+    pub fn active_names(&self) -> Names {
+        active(&mut *self.topics(), &self.names(), Some(&self.job)).unwrap()
     }
 
     /// The compacted values of a topic of this job: by key the newest value that isn't null.

@@ -35,7 +35,7 @@ fn config(double: &Double) -> Config {
     }
 }
 
-fn over(folder: &Path, job: &str, double: &Double, semantics: Semantics) -> World {
+pub fn over(folder: &Path, job: &str, double: &Double, semantics: Semantics) -> World {
     let mut world = World::new(folder, job, semantics, world::weights(384));
     let config = config(double);
     world.points = Some(std::sync::Arc::new(move || {
@@ -44,7 +44,7 @@ fn over(folder: &Path, job: &str, double: &Double, semantics: Semantics) -> Worl
     world
 }
 
-fn stored(stride: u64) -> Semantics {
+pub fn stored(stride: u64) -> Semantics {
     Semantics { search: Search::Stored, ..semantics(stride) }
 }
 

@@ -23,12 +23,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// As for the comparison with the oracle, but with windows that no user of the plain data fills.
-fn wide(stride: u64) -> Semantics {
+pub fn wide(stride: u64) -> Semantics {
     Semantics { max_window_events: Semantics::default().max_window_events, ..semantics(stride) }
 }
 
 /// A world on the shared broker, its input topics made.
-fn on_kafka(folder: &Path, name: &str, semantics: Semantics) -> World {
+pub fn on_kafka(folder: &Path, name: &str, semantics: Semantics) -> World {
     let mut world = World::new(folder, &unique(name), semantics, world::weights(384));
     world.store = Store::Kafka(Box::new(Broker::shared().config()));
     world.prefix = format!("{}-", unique(name));
@@ -41,7 +41,7 @@ fn on_kafka(folder: &Path, name: &str, semantics: Semantics) -> World {
 }
 
 /// Sends a script in blocks of so many records, one step of the job after each.
-fn play(world: &World, job: &mut Job, script: &[Value], block: usize) {
+pub fn play(world: &World, job: &mut Job, script: &[Value], block: usize) {
     // A client that isn't ours takes any timestamp.
     let producer = match &world.store {
         Store::Kafka(_) => Some(Broker::shared().client().create().unwrap()),
@@ -58,7 +58,7 @@ fn play(world: &World, job: &mut Job, script: &[Value], block: usize) {
 }
 
 /// An encoder that counts the texts that it is asked for.
-struct Counted(Box<dyn Embed>, Arc<AtomicUsize>);
+pub struct Counted(pub Box<dyn Embed>, pub Arc<AtomicUsize>);
 
 impl Embed for Counted {
     fn id(&self) -> &str {
