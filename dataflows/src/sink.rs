@@ -10,6 +10,7 @@
 
 use crate::epochs::read_whole;
 use crate::names::Names;
+use crate::pipeline::EpochOutput;
 use ictflow_connectors::clock;
 use ictflow_connectors::topics::{Topics, Writer};
 use ictflow_connectors::{Error, Result};
@@ -197,15 +198,14 @@ impl Sink {
         &mut self,
         epoch: i64,
         publish: bool,
-        features: &[(FeatureUpdate, isize)],
-        examples: &Changes<Arc<Example>>,
+        output: &EpochOutput,
         dead_letters: &[DeadLetter],
         erased: &[(Vec<u8>, u32)],
         offsets: &[(String, u32, i64)],
     ) -> Result<Committed> {
         let mut committed = Committed { dead_letters: dead_letters.len() as u64, ..Committed::default() };
         let mut records = Vec::new();
-        self.features(features, publish, &mut records, &mut committed);
+        self.features(&output.features, publish, &mut records, &mut committed);
         if self.pairs_live() > self.semantics.max_live_pairs {
             return Err(Error::fatal(
                 format!("commit epoch {epoch}"),
@@ -218,7 +218,7 @@ impl Sink {
             ));
         }
         let before = records.len();
-        self.examples(examples, erased, &mut records);
+        self.examples(&output.examples, erased, &mut records);
         committed.examples = (records.len() - before) as u64;
         let dead = self.names.of(Topic::DeadLetters).to_owned();
         records

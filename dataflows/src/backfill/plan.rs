@@ -228,7 +228,7 @@ mod tests {
     #[test]
     fn the_first_plan_and_the_last_outcome_stand() {
         let folder = tempfile::tempdir().unwrap();
-        let mut topics = Local::open(&folder.path().join("t.sqlite")).unwrap();
+        let mut topics = Local::open(folder.path().join("t.sqlite")).unwrap();
         let names = Names::new(&BTreeMap::new(), "").of_backfill("b");
         let job = "j.backfill.b";
         assert_eq!(read(&mut topics, &names, job, "b").unwrap(), (None, None));
