@@ -37,6 +37,7 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Runtime;
@@ -55,6 +56,8 @@ pub struct Snapshots {
     runtime: Runtime,
     store: Arc<dyn ObjectStore>,
     root: Path,
+    /// The folder, where it is one.
+    folder: Option<PathBuf>,
 }
 
 impl Snapshots {
@@ -69,17 +72,22 @@ impl Snapshots {
             |e: &dyn std::fmt::Display| Error::fatal(format!("open the snapshots at {place}"), e, HINT);
         if !place.contains("://") {
             std::fs::create_dir_all(place).map_err(|e| fatal(&e))?;
-            let store = LocalFileSystem::new_with_prefix(place).map_err(|e| fatal(&e))?;
-            return Snapshots::over(Arc::new(store), Path::default());
+            let store = LocalFileSystem::new_with_prefix(place).map_err(|e| fatal(&e))?.with_fsync(true);
+            let opened = Snapshots::over(Arc::new(store), Path::default())?;
+            return Ok(Snapshots { folder: Some(PathBuf::from(place)), ..opened });
         }
-        let url = url::Url::parse(place).map_err(|e| fatal(&e))?;
-        if url.password().is_some() || !url.username().is_empty() {
+        // A query may be a signature, so the place isn't named where it has one.
+        let parsed = url::Url::parse(place);
+        let secret =
+            |url: &url::Url| url.password().is_some() || !url.username().is_empty() || url.query().is_some();
+        if parsed.as_ref().is_ok_and(secret) {
             return Err(Error::fatal(
                 "open the snapshots",
                 "snapshots.url holds credentials",
-                "they come from the store's usual environment variables",
+                "they come from the store's usual environment variables: leave out user, password and query",
             ));
         }
+        let url = parsed.map_err(|e| fatal(&e))?;
         if let Ok(folder) = url.to_file_path()
             && url.scheme() == "file"
         {
@@ -99,7 +107,7 @@ impl Snapshots {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| {
             Error::fatal("start the client of snapshots", e, "is the limit of open files reached?")
         })?;
-        Ok(Snapshots { runtime, store, root })
+        Ok(Snapshots { runtime, store, root, folder: None })
     }
 
     fn path(&self, job: &str, name: &str) -> Path {
@@ -208,12 +216,14 @@ impl Snapshots {
         Writing::begin(self, Manifest { meta, segments })
     }
 
-    /// Removes all but the newest snapshots, and segments that none of them has.
+    /// Removes all but the newest snapshots, at least two, and segments that none of them has. In a folder
+    /// also what a killed writer left half written.
     ///
     /// # Errors
     /// What the store says; what was removed stays removed.
     pub fn prune(&mut self, job: &str, keep: usize) -> Result<()> {
-        let kept: Vec<Manifest> = self.list(job)?.into_iter().take(keep.max(1)).collect();
+        self.sweep(job);
+        let kept: Vec<Manifest> = self.list(job)?.into_iter().take(keep.max(2)).collect();
         let manifests: BTreeSet<String> = kept.iter().map(Manifest::name).collect();
         let segments: BTreeSet<&str> =
             kept.iter().flat_map(|m| m.segments.iter().map(|segment| segment.name.as_str())).collect();
@@ -226,6 +236,18 @@ impl Snapshots {
             self.delete(job, name)?;
         }
         Ok(())
+    }
+
+    /// Removes half-written files, which the store's client names with a `#`.
+    fn sweep(&self, job: &str) {
+        let Some(folder) = &self.folder else { return };
+        let Ok(entries) = std::fs::read_dir(folder.join(job)) else { return };
+        for path in entries.flatten().map(|entry| entry.path()) {
+            let staged = path.file_name().is_some_and(|name| name.to_string_lossy().contains('#'));
+            if staged && let Err(error) = std::fs::remove_file(&path) {
+                tracing::warn!(path = %path.display(), %error, "a half-written file stays");
+            }
+        }
     }
 
     /// Writes every snapshot of a job anew without these keys of one shard; a snapshot that is damaged is
@@ -291,7 +313,13 @@ impl Snapshots {
                 segments.push(old.clone());
                 continue;
             }
-            let mut new = segment::Builder::new(segment::next_name(&old.name));
+            // An erasure that was cut short may have left the next name in another snapshot's use.
+            let taken = self.names(job)?;
+            let mut name = segment::next_name(&old.name);
+            while taken.contains(&name) {
+                name = segment::next_name(&name);
+            }
+            let mut new = segment::Builder::new(name);
             let mut contents = new.header();
             for block in &old.blocks {
                 let mut entries = of(block)?;

@@ -74,7 +74,7 @@ fn deltas_change_add_and_remove_and_old_ones_go() {
         let fourth = write(store, 12, None, &wanted);
         store.prune("shop", 1).unwrap();
         assert_eq!(read(store, &fourth).unwrap(), wanted);
-        assert_eq!(store.names("shop").unwrap().len(), 2, "the segments of old ones are gone");
+        assert_eq!(store.list("shop").unwrap(), [fourth, third], "two are kept at least");
         assert!(store.list("other").unwrap().is_empty());
     });
 }
@@ -189,8 +189,20 @@ fn a_user_is_taken_out_of_every_snapshot() {
 }
 
 #[test]
+fn what_a_killed_writer_left_in_a_folder_goes() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = Snapshots::open(folder.path().to_str().unwrap()).unwrap();
+    write(&mut store, 1, None, &entries(5, 5, 1));
+    let half = folder.path().join("shop/segment-00000000000000000009.bin#1");
+    std::fs::write(&half, b"huser-0003").unwrap();
+    store.prune("shop", 2).unwrap();
+    assert!(!half.exists());
+    assert_eq!(store.list("shop").unwrap().len(), 1);
+}
+
+#[test]
 fn places_that_are_none_are_refused() {
-    for place in ["ftp://host/x", "s3://user:secret@bucket/x", "/dev/null/x"] {
+    for place in ["ftp://host/x", "s3://user:secret@bucket/x", "az://c/p?sig=secret", "/dev/null/x"] {
         let error = Snapshots::open(place).err().unwrap().to_string();
         assert!(error.contains("snapshots.url") && !error.contains("secret"), "{error}");
     }
