@@ -1,7 +1,6 @@
 //! The command line, by the binary itself.
 #![allow(clippy::unwrap_used)]
 
-mod backfill;
 mod check;
 mod cluster;
 mod demo;

@@ -32,18 +32,20 @@ fn start(world: &World) -> Job {
     world.start(template(), hashed())
 }
 
-/// Each user rates film `b`, then `a`, then later `c`; and is offered `c` and `d`. The first ratings are final
+/// Each user rates film `b`, then `a`, then later `c` or `e`; and is offered `c` and `d`. The first ratings are final
 /// when the last come.
 fn script() -> Vec<Value> {
     let mut lines: Vec<Value> =
-        ["a", "b", "c", "d"].iter().map(|id| item(id, Some(&format!("Film {id}")), "1")).collect();
+        ["a", "b", "c", "d", "e"].iter().map(|id| item(id, Some(&format!("Film {id}")), "1")).collect();
     for (n, user) in USERS.into_iter().enumerate() {
         let (time, stars) = (T0 + MINUTE * n as i64, if n % 2 == 0 { 5.0 } else { 1.0 });
         lines.push(event(user, &format!("{user}-1"), "b", "rate", Some(5.0), time));
         lines.push(event(user, &format!("{user}-2"), "a", "rate", Some(stars), time + 1_000));
     }
     for user in USERS {
-        lines.push(event(user, &format!("{user}-3"), "c", "rate", Some(4.0), T0 + 100 * MINUTE));
+        // Only the first rates `e`: no other text is like that.
+        let film = if user == "u1" { "e" } else { "c" };
+        lines.push(event(user, &format!("{user}-3"), film, "rate", Some(4.0), T0 + 100 * MINUTE));
         lines.push(candidates(user, T0 + 101 * MINUTE, &["c", "d"]));
     }
     lines
@@ -101,7 +103,7 @@ fn an_erased_user_leaves_every_output_log_and_snapshot_and_never_comes_back() {
     drop(job);
 
     // One text of the user stands on another user's record, too.
-    let shared = cots(&world, "u1")[0].clone();
+    let shared = cots(&world, "u1").into_iter().find(|cot| cot.item_id == "a").unwrap();
     let twin = CotRecord { user_id: "u9".into(), ..shared.clone() };
     let key = ictflow_schemas::framing::Digest([7; 32]);
     let mut topics = world.topics();
@@ -132,7 +134,7 @@ fn an_erased_user_leaves_every_output_log_and_snapshot_and_never_comes_back() {
     assert!(left.contains_key(&text_digest(&shared.text).hex()), "another record has the text");
     assert_eq!(own.iter().filter(|digest| left.contains_key(*digest)).count(), 1);
     assert!(!job.demonstrations().iter().any(|c| &*c.identity.user == "u1"));
-    let refused = world::append_and_step(&mut running, &[item("e", Some("Film e"), "1")], world.partitions);
+    let refused = world::append_and_step(&mut running, &[item("f", Some("Film f"), "1")], world.partitions);
     assert!(refused.unwrap_err().to_string().contains("fenced"));
     for file in walk(&folder.path().join("snapshots")) {
         assert!(!names(&std::fs::read(&file).unwrap(), "u1"), "{}", file.display());

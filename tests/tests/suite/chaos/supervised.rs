@@ -81,8 +81,12 @@ impl Supervised {
 
     /// Sends records of the script.
     pub fn send(&self, lines: &[Value]) {
-        let records: Vec<_> =
+        let mut records: Vec<_> =
             lines.iter().map(|line| record(line, self.world.partitions, &self.world.prefix)).collect();
+        // Kafka takes no timestamp before 1970: such a record gets the broker's.
+        for record in &mut records {
+            record.timestamp = record.timestamp.filter(|time| *time > 0);
+        }
         self.world.topics().append(&records).unwrap();
     }
 
