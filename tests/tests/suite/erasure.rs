@@ -152,7 +152,8 @@ fn an_erased_user_leaves_every_output_log_and_snapshot_and_never_comes_back() {
     for snapshots in [world.snapshots.clone(), None] {
         let mut job = start(&World { snapshots, ..world.clone() });
         settle(&mut job);
-        assert_eq!(job.judgements().erased > 0, job.snapshots().is_none());
+        // Of interactions a start from a snapshot reads none of the user, of candidates it does.
+        assert!(job.judgements().erased > 0);
         gone(&world, "u1");
     }
     assert_eq!(world::calls(world.calls_file.as_ref().unwrap()).len(), calls);

@@ -1,12 +1,10 @@
 //! A start from a snapshot gives what a replay from the earliest offsets gives, at any worker count; a
-//! damaged snapshot is never used; inputs that have forgotten what is needed are refused by name.
+//! damaged snapshot is never used.
 
 use crate::parity::{mutated, semantics};
-use ictflow_dataflows::epochs::load;
 use ictflow_dataflows::job::Job;
 use ictflow_schemas::topic::Topic;
-use ictflow_tests::support::world::{self, World, append, feed, hashed, play, record, settle, template};
-use rusqlite::Connection;
+use ictflow_tests::support::world::{self, World, append, hashed, play, record, settle, template};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -130,73 +128,6 @@ fn flip(files: &[PathBuf]) {
         bytes[middle] ^= 1;
         std::fs::write(file, bytes).unwrap();
     }
-}
-
-/// Deletes the interactions below these offsets, as retention does.
-fn forget(folder: &Path, below: &[i64]) {
-    let store = Connection::open(folder.join("topics.sqlite")).unwrap();
-    for (partition, below) in below.iter().enumerate() {
-        store
-            .execute(
-                "DELETE FROM records WHERE topic = (SELECT id FROM topics WHERE name = 'interactions') AND partition = ?1 AND offset < ?2",
-                (partition as i64, below),
-            )
-            .unwrap();
-    }
-}
-
-/// By partition, where interactions end at an epoch; the last one where `None`.
-fn ends(world: &World, epoch: Option<i64>) -> Vec<i64> {
-    let names = world.names();
-    let records = load(&mut *world.topics(), names.of(Topic::Epochs), &world.job).unwrap();
-    let of = records.iter().rev().find(|record| epoch.is_none_or(|epoch| record.epoch == epoch));
-    of.unwrap().ends["interactions"].clone()
-}
-
-/// Where half of the interactions are past.
-fn middle(script: &[Value]) -> usize {
-    let events: Vec<usize> =
-        (0..script.len()).filter(|line| script[*line]["topic"] == "interactions").collect();
-    events[events.len() / 2]
-}
-
-#[test]
-fn forgotten_inputs_need_a_snapshot_or_are_refused_or_accepted_on_record() {
-    let folder = tempfile::tempdir().unwrap();
-    let script = slice(folder.path(), "13");
-    let world = world(folder.path(), "live");
-    let mut job = start(&world);
-    let half = middle(&script);
-    play(&mut job, &script[..half], world.partitions, 100);
-    job.snapshot();
-    let kept = job.snapshots().unwrap().epoch;
-    play(&mut job, &script[half..], world.partitions, 100);
-    let before = outputs(&world);
-    drop(job);
-    // What the snapshot stands for may go.
-    forget(folder.path(), &ends(&world, kept));
-    let mut job = start(&world);
-    settle(&mut job);
-    same(&outputs(&world), &before);
-    drop(job);
-    // Without it the same start is refused by name, and nothing is changed.
-    let bare = World { snapshots: None, ..world.clone() };
-    let error = bare.try_start(template(), hashed()).err().unwrap().to_string();
-    assert!(error.contains("needed offsets are gone: interactions/"), "{error}");
-    assert!(error.contains("--accept-truncated"), "{error}");
-    same(&outputs(&world), &before);
-    // Accepted, it goes on with what is left and puts the loss on record: the next start isn't refused.
-    let accepting = World { accept_truncated: true, ..bare.clone() };
-    let mut job = start(&accepting);
-    feed(&mut job, &[world::item("new", Some("A new one"), "1")], world.partitions);
-    drop(job);
-    let mut job = start(&bare);
-    settle(&mut job);
-    assert!(outputs(&world)[0].len() > 10);
-    drop(job);
-    // Where more goes, it is refused again.
-    forget(folder.path(), &ends(&world, None));
-    assert!(bare.try_start(template(), hashed()).is_err());
 }
 
 #[test]
