@@ -111,7 +111,7 @@ fn newest(seen: &[Seen], epoch: i64) -> BTreeMap<&[u8], &Seen> {
 }
 
 /// Finds every difference between what must stand on a topic at an epoch and the topic's records, in the
-/// order of each partition. `committed` is the job's committed epoch. Gives the differences, and how many
+/// order of each partition. `committed` is the epoch that the job had committed once they were read. Gives the differences, and how many
 /// keys were written again after the epoch, which aren't judged.
 ///
 /// Dead letters are kept by time and written once each: one that is gone isn't lost, and a tombstone says
@@ -159,8 +159,7 @@ pub fn check(
         }
         if position.epoch > epoch {
             later.insert(&record.key);
-            // Beside a running job there are newer commits; at rest there must be none.
-            if position.epoch > committed.saturating_add(RUNNING) {
+            if position.epoch > committed {
                 found.push(about(Kind::Uncommitted, record));
             }
         }
@@ -199,9 +198,6 @@ pub fn check(
     }
     (found, superseded)
 }
-
-/// Epochs that a running job may have committed while its outputs were read.
-const RUNNING: i64 = 1_000_000;
 
 /// How a standing value differs from the one that must stand.
 fn differ(topic: Topic, must: &[u8], value: &[u8]) -> Kind {

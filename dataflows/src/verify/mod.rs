@@ -72,6 +72,8 @@ pub fn verify(
     for topic in [Topic::Features, Topic::Examples, Topic::DeadLetters] {
         seen.insert(topic, read(topics, plan.names, topic)?);
     }
+    // Beside a running job there are newer commits; what is beyond this wasn't committed when it was read.
+    let (_, committed) = recorded(topics, plan.names, job)?;
     let standing: Values = compare::standing(&seen[&Topic::Features], epoch);
     let found = recompute(topics, plan, &records, until, used(&standing), progress)?;
     let mut report = Report {
