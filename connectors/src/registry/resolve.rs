@@ -356,19 +356,21 @@ mod tests {
     #[test]
     fn a_newer_version_of_an_own_topic_is_read_by_this_one() {
         let mut newer: Json = serde_json::from_str(versions(Topic::Progress).last().unwrap().source).unwrap();
-        let more = serde_json::json!({"name": "snapshot", "type": ["null", "string"], "default": null});
+        let more = serde_json::json!({"name": "added", "type": ["null", "string"], "default": null});
         newer["fields"].as_array_mut().unwrap().insert(0, more);
         let newer = newer.to_string();
         let fields = [
-            ("snapshot", Value::Union(1, Box::new(text("s")))),
+            ("added", Value::Union(1, Box::new(text("s")))),
             ("job", text("j")),
             ("epoch", Value::Long(4)),
             ("publishing", Value::Boolean(true)),
             ("writer_version", text("9")),
+            ("snapshot", Value::Union(1, Box::new(Value::Long(3)))),
         ];
         let value = Reading::new(Topic::Progress, &newer).read(&datum(&newer, record(&fields))).unwrap();
         let progress = ictflow_schemas::epoch::Progress::decode(&value).unwrap();
         assert_eq!((progress.job.as_str(), progress.epoch, progress.publishing), ("j", 4, true));
+        assert_eq!(progress.snapshot, Some(3));
         assert!(split_single_object(&value).is_some());
     }
 }
