@@ -187,14 +187,14 @@ impl Histories {
         }
         let Some(clock) = clock else { return };
         let mut examples = Changes::new();
+        let mut restored: BTreeSet<Id> = BTreeSet::new();
         for saved in orders.restore {
             if let Some(state) = &saved.state {
                 self.users.insert(saved.user.clone(), User::restore(recovery::decode(state)));
-                events.entry(saved.user).or_default();
+                events.entry(saved.user.clone()).or_default();
+                restored.insert(saved.user);
             }
         }
-        let restored: BTreeSet<Id> =
-            events.iter().filter(|(_, events)| events.is_empty()).map(|(user, _)| user.clone()).collect();
         for user in &orders.erase {
             self.erase(user, out, &mut examples);
         }
@@ -206,7 +206,8 @@ impl Histories {
         }
         for (id, mut events) in events {
             events.sort();
-            if !restored.contains(&id) {
+            // What was put back is saved already, unless an event changes it.
+            if !(events.is_empty() && restored.contains(&id)) {
                 self.unsaved.insert(&id);
             }
             self.user(&id, &events, &clock, out, &mut examples);
