@@ -416,6 +416,12 @@ pub fn close(job: &mut Job) {
     while job.step(Duration::from_millis(20)).unwrap().epoch.is_none() {}
 }
 
+/// Every file below a folder.
+pub fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
+}
+
 /// The calls of the accounting file: (key, attempt).
 pub fn calls(path: &Path) -> Vec<(String, u32)> {
     let text = std::fs::read_to_string(path).unwrap_or_default();

@@ -136,7 +136,7 @@ fn an_erased_user_leaves_every_output_log_and_snapshot_and_never_comes_back() {
     assert!(!job.demonstrations().iter().any(|c| &*c.identity.user == "u1"));
     let refused = world::append_and_step(&mut running, &[item("f", Some("Film f"), "1")], world.partitions);
     assert!(refused.unwrap_err().to_string().contains("fenced"));
-    for file in walk(&folder.path().join("snapshots")) {
+    for file in world::files(&folder.path().join("snapshots")) {
         assert!(!names(&std::fs::read(&file).unwrap(), "u1"), "{}", file.display());
     }
     // Others keep what they had.
@@ -190,7 +190,7 @@ fn a_kill_at_any_edge_of_an_erasure_is_finished_by_the_next_start() {
         drop(job);
         settle(&mut start(&world));
         gone(&world, "u1");
-        for file in walk(&folder.path().join("snapshots")) {
+        for file in world::files(&folder.path().join("snapshots")) {
             assert!(!names(&std::fs::read(&file).unwrap(), "u1"), "{edge:?} {}", file.display());
         }
     }
@@ -224,9 +224,4 @@ fn an_answer_that_was_under_way_is_retracted() {
     job.topics().append(&[record]).unwrap();
     settle(&mut job);
     gone(&world, "u1");
-}
-
-fn walk(folder: &Path) -> Vec<std::path::PathBuf> {
-    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
 }

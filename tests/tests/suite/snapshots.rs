@@ -98,7 +98,7 @@ fn a_damaged_snapshot_is_passed_over_and_none_at_all_is_a_replay() {
     assert!(older < newer);
     drop(job);
     let objects = |newest: bool| {
-        let mut files: Vec<PathBuf> = walk(&folder.path().join("snapshots"));
+        let mut files: Vec<PathBuf> = world::files(&folder.path().join("snapshots"));
         files.retain(|file| file.to_string_lossy().contains("segment"));
         files.sort();
         if newest { vec![files.pop().unwrap()] } else { files }
@@ -113,11 +113,6 @@ fn a_damaged_snapshot_is_passed_over_and_none_at_all_is_a_replay() {
     assert_eq!(job.snapshots().unwrap().epoch, None);
     drop(job);
     same(&outputs(&world), &batch(&world, "batch"));
-}
-
-fn walk(folder: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
 }
 
 /// Changes one byte in the middle of each file.

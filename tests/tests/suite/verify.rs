@@ -14,6 +14,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 fn verified(world: &World, epoch: Option<i64>) -> Report {
+    try_verified(world, epoch).unwrap()
+}
+
+fn try_verified(world: &World, epoch: Option<i64>) -> ictflow_connectors::Result<Report> {
     let (names, encoder) = (world.names(), hashed());
     let plan = Plan {
         names: &names,
@@ -24,7 +28,7 @@ fn verified(world: &World, epoch: Option<i64>) -> Report {
         workers: 2,
         chunk: 700,
     };
-    verify(&mut *world.topics(), &plan, &world.job, epoch, |_, _| {}).unwrap()
+    verify(&mut *world.topics(), &plan, &world.job, epoch, |_, _| {})
 }
 
 fn kinds(report: &Report) -> BTreeMap<(&'static str, Kind), usize> {
@@ -138,19 +142,7 @@ fn what_cannot_be_verified_is_refused_by_name() {
     let world = World::new(folder.path(), "job", semantics(10), world::weights(384));
     let mut job = world.start(template(), hashed());
     world::feed(&mut job, &[world::item("a", Some("Film a"), "1")], world.partitions);
-    let refused = |world: &World, epoch| {
-        let (names, encoder) = (world.names(), hashed());
-        let plan = Plan {
-            names: &names,
-            semantics: Arc::new(world.semantics.clone()),
-            formats: BTreeMap::new(),
-            encoder: (encoder.id().to_owned(), encoder.width()),
-            weights: Arc::new(Weights::from_safetensors(&world.weights).unwrap()),
-            workers: 1,
-            chunk: 700,
-        };
-        verify(&mut *world.topics(), &plan, &world.job, epoch, |_, _| {}).unwrap_err().to_string()
-    };
+    let refused = |world: &World, epoch| try_verified(world, epoch).unwrap_err().to_string();
     assert!(refused(&world, Some(99)).contains("its bounds aren't on record"));
     assert!(
         refused(&World { job: "other".into(), topics_of: Some("job".into()), ..world.clone() }, None)
