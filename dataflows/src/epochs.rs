@@ -116,13 +116,17 @@ fn broken(topic: &str, detail: String) -> Error {
 
 /// Commits the bounds of an epoch, in a transaction of its own.
 pub fn commit(writer: &mut dyn Writer, topic: &str, record: &EpochRecord) -> Result<()> {
-    let new = NewRecord {
+    writer.commit(&[new_record(topic, record)], &[])
+}
+
+/// The record of an epoch on the log of bounds.
+pub(crate) fn new_record(topic: &str, record: &EpochRecord) -> NewRecord {
+    NewRecord {
         topic: topic.to_owned(),
         partition: 0,
         timestamp: None,
         key: Some(record.key()),
         value: Some(record.encode()),
         headers: Vec::new(),
-    };
-    writer.commit(&[new], &[])
+    }
 }

@@ -9,6 +9,7 @@
 //! standing features are taken, as a restart does, and the vectors recomputed from them: a feature whose ids
 //! aren't all demonstrations of the epoch comes out without a value.
 
+use crate::cluster::Cluster;
 use crate::engine::Engine;
 use crate::epochs;
 use crate::names::Names;
@@ -100,8 +101,8 @@ pub fn recompute(
         judge.erase(erasure);
     }
     let erased = recorded.clone().any(|record| !record.erasures.is_empty());
-    let mut engine = Engine::start(plan.workers, semantics.clone(), plan.weights.clone())
-        .map_err(|e| Error::fatal("start the timely workers", e, "is the limit of threads reached?"))?;
+    let mut engine =
+        Engine::start_in(&Cluster::default(), plan.workers, semantics.clone(), plan.weights.clone())?;
     let (mut texts, mut out, mut time) = (Texts::default(), Recomputed::default(), 0);
     let begun = records.first().and_then(|record| record.starts.get(Topic::Interactions.name()));
     let starts = topics.starts(names.of(Topic::Interactions))?;

@@ -355,7 +355,7 @@ impl Sink {
     }
 
     /// Features of a user that stand on the topic.
-    pub fn standing_of(&self, user: &str) -> usize {
+    pub fn features_of(&self, user: &str) -> usize {
         let of_user =
             |key: &&Vec<u8>| unframe(key).and_then(|parts| parts.first().copied()) == Some(user.as_bytes());
         self.standing.keys().filter(of_user).count()

@@ -114,6 +114,12 @@ impl Record {
     pub fn raw(&self) -> Option<&[u8]> {
         self.framed.as_deref().or(self.value.as_deref())
     }
+
+    /// The number that a header holds as decimal text; `None` without that header, or where it holds none.
+    pub fn number(&self, header: &str) -> Option<i64> {
+        let (_, value) = self.headers.iter().find(|(name, _)| name == header)?;
+        std::str::from_utf8(value).ok()?.parse().ok()
+    }
 }
 
 /// A record to be written.

@@ -26,7 +26,7 @@ pub use promote::{Demands, MAX_BEHIND, Switched, promote, rollback};
 
 use crate::epochs;
 use crate::job::outputs::{self, backfill_job};
-use crate::job::{Bounded, Job, Options, bounds_at, own_progress, read_progress};
+use crate::job::{Bounded, Job, Options, bounds_at, gone, own_progress, read_progress, starts};
 use crate::names::Names;
 use crate::requester::IDLE;
 use ictflow_connectors::topics::Topics;
@@ -194,18 +194,7 @@ fn check_order(plan: &Plan, order: &Order) -> Result<()> {
 /// Refuses a backfill whose inputs have forgotten what the live job's state rests on: it would recompute
 /// other histories.
 fn check_starts(topics: &mut dyn Topics, names: &Names, records: &[EpochRecord], accept: bool) -> Result<()> {
-    let rests = records.iter().rev().find(|record| !record.starts.is_empty());
-    let mut gone = Vec::new();
-    for topic in [Topic::Interactions, Topic::Cot, Topic::Embeddings] {
-        let begins = topics.starts(names.of(topic))?;
-        let rests = rests.and_then(|record| record.starts.get(topic.name())).cloned().unwrap_or_default();
-        for (partition, begin) in begins.iter().enumerate() {
-            let needed = rests.get(partition).copied().unwrap_or(0);
-            if *begin > needed {
-                gone.push(format!("{}/{partition} [{needed}, {begin})", names.of(topic)));
-            }
-        }
-    }
+    let gone = gone(&starts(topics, names)?, names, records, None);
     if gone.is_empty() || accept {
         return Ok(());
     }

@@ -126,12 +126,6 @@ pub fn compare(
     Ok(report)
 }
 
-/// The epoch in a record's header; `None` where it has none, as no record of a job.
-fn epoch_of(record: &Record) -> Option<i64> {
-    let (_, value) = record.headers.iter().find(|(name, _)| name == HEADER_EPOCH)?;
-    std::str::from_utf8(value).ok()?.parse().ok()
-}
-
 fn compare_topic(
     topics: &mut dyn Topics,
     topic: Topic,
@@ -152,7 +146,7 @@ fn compare_topic(
         let least = plan.from.get(record.partition as usize).copied().unwrap_or(i64::MIN);
         if topic == Topic::Examples && time_of_example(key).is_some_and(|time| time < least) {
             before_from.insert(key.clone());
-        } else if epoch_of(&record).is_some_and(|epoch| epoch > plan.details.live_epoch) {
+        } else if record.number(HEADER_EPOCH).is_some_and(|epoch| epoch > plan.details.live_epoch) {
             later.insert(key.clone());
         } else {
             keep(&mut theirs, record);
@@ -221,7 +215,7 @@ fn explain(
     for (side, name) in [here, live].into_iter().enumerate() {
         read_whole(topics, name, |record| {
             let Some(key) = record.key.clone().filter(|key| keys.contains(key)) else { return };
-            let epoch = epoch_of(&record);
+            let epoch = record.number(HEADER_EPOCH);
             if side == 1 && epoch.is_some_and(|epoch| epoch > plan.details.live_epoch) {
                 return;
             }

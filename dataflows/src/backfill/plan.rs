@@ -4,12 +4,12 @@
 //! is what was asked (the lowest offset wins, so a second start goes on with the first one's bounds),
 //! epoch 1 how it ended (the greatest offset wins). `tail epochs` shows them like any other record.
 
-use crate::epochs::read_whole;
+use crate::epochs::{new_record, read_whole};
 use crate::names::Names;
 use ictflow_connectors::topics::Topics;
 use ictflow_connectors::{Error, Result};
 use ictflow_schemas::epoch::{Actives, EpochRecord, Erasure};
-use ictflow_schemas::topic::{NewRecord, Topic};
+use ictflow_schemas::topic::Topic;
 use ictflow_schemas::wire::Wire;
 use ictflow_schemas::{Millis, NO_TIME};
 use serde::{Deserialize, Serialize};
@@ -192,14 +192,7 @@ pub fn write_outcome(topics: &mut dyn Topics, names: &Names, job: &str, outcome:
 fn append(topics: &mut dyn Topics, names: &Names, record: EpochRecord) -> Result<()> {
     let topic = names.of(Topic::Epochs);
     topics.ensure(topic, 1, Topic::Epochs.policy())?;
-    topics.append(&[NewRecord {
-        topic: topic.to_owned(),
-        partition: 0,
-        timestamp: None,
-        key: Some(record.key()),
-        value: Some(record.encode()),
-        headers: Vec::new(),
-    }])
+    topics.append(&[new_record(topic, &record)])
 }
 
 #[cfg(test)]

@@ -49,8 +49,7 @@ pub(super) fn features(
 
 /// The epoch of an output record's header; 0 without one.
 fn epoch_of(record: &Record) -> i64 {
-    let header = record.headers.iter().find(|(name, _)| name == HEADER_EPOCH);
-    header.and_then(|(_, value)| std::str::from_utf8(value).ok()?.parse().ok()).unwrap_or(0)
+    record.number(HEADER_EPOCH).unwrap_or(0)
 }
 
 /// The bounds and versions of the job's committed epoch, which is at least `published`.

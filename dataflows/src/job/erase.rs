@@ -72,9 +72,7 @@ impl Job {
                 "name the user by the key of interactions",
             ));
         }
-        while self.uncommitted.is_some() {
-            self.finish(Duration::from_secs(1))?;
-        }
+        self.finish_whole()?;
         if self.last.is_none() {
             let (record, harvest) = self.first_bounds()?;
             self.commit(record, harvest)?;
@@ -94,7 +92,7 @@ impl Job {
         let not_erased = self.not_erased(&erasure)?;
         record.erasures = vec![erasure.clone()];
         let epoch = record.epoch;
-        let features = self.sink.standing_of(user);
+        let features = self.sink.features_of(user);
         let demonstrations = self.demonstrations.iter().filter(|c| &*c.identity.user == user).count();
         self.receipt = Receipt {
             user: user.to_owned(),

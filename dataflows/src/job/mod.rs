@@ -60,6 +60,7 @@ pub use edge::{Edge, Edges};
 pub use erase::Receipt;
 use erase::Stray;
 use truncation::Truncation;
+pub(crate) use truncation::{gone, starts};
 
 pub(crate) use start::{bounds_at, check_encoder, check_semantics, own_progress, read_progress};
 

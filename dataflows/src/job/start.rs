@@ -195,7 +195,7 @@ impl Job {
             options.calls_file.as_deref(),
         )?;
         let engine = Engine::start_in(&options.cluster, options.workers, semantics.clone(), weights)?;
-        let job = Job {
+        let mut job = Job {
             topics,
             bounds,
             sink,
@@ -227,7 +227,6 @@ impl Job {
             journal_retries: 0,
             commit: Commit::default(),
         };
-        let mut job = job;
         match snapshot {
             None => Ok((job, records)),
             Some(snapshot) => {

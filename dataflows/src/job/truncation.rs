@@ -43,28 +43,9 @@ impl Truncation {
         from: Option<&EpochRecord>,
         accept: bool,
     ) -> Result<Self> {
-        let mut starts = Starts::new();
-        for topic in Topic::INPUTS {
-            starts.insert(topic.name().to_owned(), topics.starts(names.of(topic))?);
-        }
-        let recorded = records.iter().rev().find(|record| !record.starts.is_empty());
-        let mut gone = Vec::new();
-        for topic in KEPT {
-            let begins = &starts[topic.name()];
-            let rests = recorded.and_then(|record| record.starts.get(topic.name()));
-            let loaded = from
-                .filter(|_| topic == Topic::Interactions)
-                .and_then(|record| record.ends.get(topic.name()));
-            for (partition, begin) in begins.iter().enumerate() {
-                let of = |offsets: Option<&Vec<i64>>| {
-                    offsets.and_then(|offsets| offsets.get(partition)).copied().unwrap_or(0)
-                };
-                let needed = of(rests).max(of(loaded));
-                if !records.is_empty() && *begin > needed {
-                    gone.push(format!("{}/{partition} [{needed}, {begin})", names.of(topic)));
-                }
-            }
-        }
+        let starts = starts(topics, names)?;
+        // A job without a record rests on what is there.
+        let gone = if records.is_empty() { Vec::new() } else { gone(&starts, names, records, from) };
         if !gone.is_empty() && !accept {
             return Err(Error::fatal(
                 "start the job",
@@ -106,4 +87,40 @@ impl Truncation {
             "the log was changed below a committed bound, or a schema that the registry didn't know is known now: start a new job on it",
         ))
     }
+}
+
+/// Where the inputs begin now.
+///
+/// # Errors
+/// What the store says.
+pub(crate) fn starts(topics: &mut dyn Topics, names: &Names) -> Result<Starts> {
+    let of = |topic: Topic| Ok((topic.name().to_owned(), topics.starts(names.of(topic))?));
+    Topic::INPUTS.into_iter().map(of).collect()
+}
+
+/// What the inputs have forgotten of what a job's recorded epochs rest on, each as topic/partition and the
+/// range of offsets. `from` are the ends of the snapshot that is loaded, if any.
+pub(crate) fn gone(
+    starts: &Starts,
+    names: &Names,
+    records: &[EpochRecord],
+    from: Option<&EpochRecord>,
+) -> Vec<String> {
+    let recorded = records.iter().rev().find(|record| !record.starts.is_empty());
+    let mut gone = Vec::new();
+    for topic in KEPT {
+        let rests = recorded.and_then(|record| record.starts.get(topic.name()));
+        let loaded =
+            from.filter(|_| topic == Topic::Interactions).and_then(|record| record.ends.get(topic.name()));
+        for (partition, begin) in starts[topic.name()].iter().enumerate() {
+            let of = |offsets: Option<&Vec<i64>>| {
+                offsets.and_then(|offsets| offsets.get(partition)).copied().unwrap_or(0)
+            };
+            let needed = of(rests).max(of(loaded));
+            if *begin > needed {
+                gone.push(format!("{}/{partition} [{needed}, {begin})", names.of(topic)));
+            }
+        }
+    }
+    gone
 }

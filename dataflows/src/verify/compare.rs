@@ -6,7 +6,7 @@ use ictflow_schemas::framing::unframe;
 use ictflow_schemas::topic::Topic;
 use ictflow_schemas::wire::Wire;
 use serde::Serialize;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 /// Where in the job's commits a record stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -131,7 +131,7 @@ pub fn check(
         partition: Some(record.partition),
         offset: Some(record.offset),
     };
-    let mut positions: HashMap<Position, ()> = HashMap::new();
+    let mut positions: HashSet<Position> = HashSet::new();
     let mut last: BTreeMap<u32, Position> = BTreeMap::new();
     let mut later: BTreeSet<&[u8]> = BTreeSet::new();
     for record in seen {
@@ -144,7 +144,7 @@ pub fn check(
             found.push(about(Kind::Unreadable, record));
             continue;
         };
-        if positions.insert(position, ()).is_some() {
+        if !positions.insert(position) {
             found.push(about(Kind::Duplicate, record));
             continue;
         }

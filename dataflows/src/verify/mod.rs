@@ -40,11 +40,11 @@ pub struct Report {
     pub truncated: usize,
 }
 
-/// Verifies the outputs of a job at an epoch, the committed one by default. `check_plan` may refuse the
-/// plan once the epoch is known.
+/// Verifies the outputs of a job at an epoch, the committed one by default.
 ///
 /// # Errors
-/// Those of the store and of [`recompute`].
+/// Those of the store and of [`recompute`]; `Fatal` where the plan's semantics, encoder or weights aren't
+/// those of the epoch.
 pub fn verify(
     topics: &mut dyn Topics,
     plan: &Plan<'_>,
@@ -110,11 +110,7 @@ pub fn read(topics: &mut dyn Topics, names: &Names, topic: Topic) -> Result<Vec<
 }
 
 fn of(record: Record) -> Seen {
-    let number = |name: &str| {
-        let header = record.headers.iter().find(|(header, _)| header == name)?;
-        std::str::from_utf8(&header.1).ok()?.parse::<i64>().ok()
-    };
-    let position = number(HEADER_EPOCH).zip(number(HEADER_SUBSTEP));
+    let position = record.number(HEADER_EPOCH).zip(record.number(HEADER_SUBSTEP));
     Seen {
         partition: record.partition,
         offset: record.offset,

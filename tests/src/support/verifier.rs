@@ -83,7 +83,7 @@ fn records(outputs: &Outputs, violations: &mut Vec<Violation>) -> Epochs {
     for topic in COMMITTED {
         let mut newest: BTreeMap<u32, (i64, i64)> = BTreeMap::new();
         for record in outputs.get(&topic).into_iter().flatten() {
-            let place = number(record, HEADER_EPOCH).zip(number(record, HEADER_SUBSTEP));
+            let place = record.number(HEADER_EPOCH).zip(record.number(HEADER_SUBSTEP));
             let (Some((epoch, substep)), true) = (place, record.key.is_some()) else {
                 violations.push(Violation::Unnamed(topic, record.partition, record.offset));
                 continue;
@@ -167,11 +167,6 @@ fn compare(topic: Topic, standing: &Compacted, expected: &Compacted, violations:
     }
     let left = standing.keys().filter(|key| !expected.contains_key(*key));
     violations.extend(left.map(|key| Violation::Leftover(topic, key.clone())));
-}
-
-fn number(record: &Record, header: &str) -> Option<i64> {
-    let (_, value) = record.headers.iter().find(|(name, _)| name == header)?;
-    std::str::from_utf8(value).ok()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -338,7 +333,7 @@ mod tests {
                 "an epoch is nowhere",
                 |o| {
                     for records in o.values_mut() {
-                        records.retain(|record| number(record, HEADER_EPOCH) != Some(2));
+                        records.retain(|record| record.number(HEADER_EPOCH) != Some(2));
                     }
                 },
                 Violation::MissingEpoch(2),
