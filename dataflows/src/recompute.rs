@@ -11,7 +11,6 @@
 
 use crate::cluster::Cluster;
 use crate::engine::Engine;
-use crate::epochs;
 use crate::names::Names;
 use crate::pipeline::{EpochInput, EpochOutput};
 use crate::sources::{Harvest, Judge, Source};
@@ -229,22 +228,4 @@ pub fn bounds_of(records: &[EpochRecord], epoch: i64) -> Result<&EpochRecord> {
             "epochs begin at 1 and end at the committed one, which the status page and `tail progress` show",
         )
     })
-}
-
-/// The recorded epochs of a job and the committed one.
-///
-/// # Errors
-/// Those of the store; `Fatal` where the job hasn't committed any.
-pub fn recorded(topics: &mut dyn Topics, names: &Names, job: &str) -> Result<(Vec<EpochRecord>, i64)> {
-    // Progress first: bounds of the committed epoch are on record then.
-    let progress = crate::job::read_progress(topics, names.of(Topic::Progress))?;
-    let committed = progress.iter().find(|progress| progress.job == job).map_or(0, |progress| progress.epoch);
-    if committed == 0 {
-        return Err(Error::fatal(
-            format!("find the committed epoch of job {job}"),
-            "there is none",
-            "has the job run, and is its name the configured one?",
-        ));
-    }
-    Ok((epochs::load(topics, names.of(Topic::Epochs), job)?, committed))
 }

@@ -8,7 +8,7 @@ use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::producer::{DeliveryResult, ProducerContext};
-use rdkafka::{Offset, TopicPartitionList};
+use rdkafka::{Message, Offset, TopicPartitionList};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -53,6 +53,8 @@ pub(super) struct Deliveries {
     pub(super) call: usize,
     /// Reports that came, good or bad.
     pub(super) reported: usize,
+    /// Where the record of the last good report stands.
+    pub(super) offset: i64,
     /// The first failure among them.
     pub(super) failure: Option<KafkaError>,
 }
@@ -131,9 +133,12 @@ impl ProducerContext for Context {
             return;
         }
         deliveries.reported += 1;
-        if let Err((error, _)) = result {
-            Counts::add(&self.counts.failed_deliveries, 1);
-            deliveries.failure.get_or_insert_with(|| error.clone());
+        match result {
+            Ok(message) => deliveries.offset = message.offset(),
+            Err((error, _)) => {
+                Counts::add(&self.counts.failed_deliveries, 1);
+                deliveries.failure.get_or_insert_with(|| error.clone());
+            }
         }
     }
 }

@@ -4,7 +4,7 @@
 //! make bench                                  everything
 //! make bench BENCH="--quick"                  small sizes, about five minutes
 //! make bench BENCH="--only ict --only commit" some sections
-//! make bench BENCH="--kafka HOST:PORT"        commits to a real Kafka too
+//! make bench BENCH="--kafka HOST:PORT"        commits and the cost of exactly-once on a real Kafka too
 //! ```
 //!
 //! `target/bench/bench.json` gets every run of every figure; standard output the table. A section
@@ -14,12 +14,15 @@
 //! CoTs and vectors stand on their logs before a clock runs, so no model is part of the path, except
 //! in the two sections of the models.
 
+mod backfill;
 mod commit;
+mod exactly_once;
 mod ict;
 mod latency;
 mod machine;
 mod memory;
 mod models;
+mod recovery;
 mod report;
 mod retrieval;
 mod script;
@@ -43,7 +46,7 @@ pub struct Arguments {
     /// Only this section; may be given several times.
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
-    /// Measure commits to this Kafka too.
+    /// Measure commits and the cost of exactly-once on this Kafka too.
     #[arg(long, value_name = "HOST:PORT")]
     pub kafka: Option<String>,
     /// The folder of bench.json.
@@ -59,13 +62,16 @@ pub struct Arguments {
 
 type Section = (&'static str, fn(&Arguments, &mut Report) -> Fallible<()>);
 
-const SECTIONS: [Section; 8] = [
+const SECTIONS: [Section; 11] = [
     ("throughput", throughput::measure),
     ("latency", latency::measure),
     ("retrieval", retrieval::measure),
     ("ict", ict::measure),
     ("memory", memory::measure),
     ("commit", commit::measure),
+    ("exactly-once", exactly_once::measure),
+    ("recovery", recovery::measure),
+    ("backfill", backfill::measure),
     ("encoder", models::encoder),
     ("llm", models::llm),
 ];

@@ -122,12 +122,17 @@ pub fn child(folder: &Path) -> Fallible<()> {
 /// click a minute of one more user, until all are final. So at any time the same few thousand are
 /// open, whatever the size.
 fn users(count: usize) -> Script {
+    users_with(count, HISTORY)
+}
+
+/// The same with another number of clicks each.
+pub fn users_with(count: usize, clicks: usize) -> Script {
     let mut semantics = Semantics::default();
     // No example is chosen: what is held for CoTs is not a user's memory.
     stride(&mut semantics, 1 << 60);
     let (start, items): (Millis, usize) = (1_700_000_000_000, 1_000);
     let mut rng = Rng::with_seed(30);
-    let all = HISTORY * count;
+    let all = clicks * count;
     let end = start + 100 * all as Millis;
     let clicks = (0..all).map(|n| (n % count, n / count, start + 100 * n as Millis));
     let last = (0..60).map(|minute| (count, minute, end + 60_000 * minute as Millis));

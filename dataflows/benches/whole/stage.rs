@@ -8,12 +8,13 @@ use ictflow_connectors::llm::prompt::Prompt;
 use ictflow_connectors::llm::template::Template;
 use ictflow_connectors::llm::validate::Validator;
 use ictflow_connectors::local::Local;
+use ictflow_connectors::snapshots::Snapshots;
 use ictflow_connectors::topics::Topics;
 use ictflow_dataflows::job::{Job, Options, Parts};
 use ictflow_dataflows::names::Names;
 use ictflow_operators::ict::{Shape, Weights, untrained};
 use ictflow_schemas::config::Semantics;
-use ictflow_schemas::topic::Topic;
+use ictflow_schemas::topic::{NewRecord, Topic};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -53,35 +54,74 @@ pub fn copy(from: &Path, to: &Path) -> Fallible<()> {
 
 /// Writes what a script's job has seen before a clock runs: catalog, answers, warm-up.
 pub fn fill(folder: &Path, script: &Script, weights: &Arc<Weights>) -> Fallible<()> {
-    let mut local = open(folder)?;
+    fill_topics(&mut open(folder)?, script, weights, &|topic| topic.name().to_owned())
+}
+
+/// The same on any store, its topics named by `name`.
+pub fn fill_topics(
+    topics: &mut dyn Topics,
+    script: &Script,
+    weights: &Arc<Weights>,
+    name: &dyn Fn(Topic) -> String,
+) -> Fallible<()> {
     for topic in [Topic::Interactions, Topic::Items, Topic::Candidates, Topic::Cot] {
-        local.ensure(topic.name(), script.partitions, topic.policy())?;
+        topics.ensure(&name(topic), script.partitions, topic.policy())?;
     }
-    local.ensure(Topic::Embeddings.name(), 1, Topic::Embeddings.policy())?;
-    local.append(&script.catalog())?;
-    for records in script.answers(weights)?.chunks(10_000) {
-        local.append(records)?;
-    }
-    for chunk in &script.warm {
-        local.append(&chunk.records)?;
-    }
-    Ok(())
+    topics.ensure(&name(Topic::Embeddings), 1, Topic::Embeddings.policy())?;
+    let mut append = |records: &[NewRecord]| -> Fallible<()> {
+        for records in records.chunks(10_000) {
+            topics.append(&named(records, name))?;
+        }
+        Ok(())
+    };
+    append(&script.catalog())?;
+    append(&script.answers(weights)?)?;
+    script.warm.iter().try_for_each(|chunk| append(&chunk.records))
+}
+
+/// Records of a script for topics that are named by `name`.
+pub fn named(records: &[NewRecord], name: &dyn Fn(Topic) -> String) -> Vec<NewRecord> {
+    let rename = |record: &NewRecord| {
+        let topic = Topic::from_name(&record.topic).map_or_else(|| record.topic.clone(), name);
+        NewRecord { topic, ..record.clone() }
+    };
+    records.iter().map(rename).collect()
 }
 
 /// Starts a job on a store and lets it catch up.
 pub fn start(folder: &Path, semantics: &Semantics, partitions: u32, workers: usize) -> Fallible<Job> {
-    let parts = Parts {
-        topics: Box::new(open(folder)?),
+    begin(parts(Box::new(open(folder)?), None)?, semantics, options("bench", partitions, workers))
+}
+
+/// Starts a job of these parts and lets it catch up.
+pub fn begin(parts: Parts, semantics: &Semantics, options: Options) -> Fallible<Job> {
+    let mut job = Job::start(parts, Arc::new(semantics.clone()), options)?;
+    job.run_until_idle(|_| {})?;
+    Ok(job)
+}
+
+/// What a job is made of, on this store; with a folder of snapshots, which are taken when asked for.
+pub fn parts(topics: Box<dyn Topics>, snapshots: Option<&Path>) -> Fallible<Parts> {
+    let snapshots = match snapshots {
+        Some(folder) => Some((Snapshots::open(&folder.display().to_string())?, Duration::from_secs(86_400))),
+        None => None,
+    };
+    Ok(Parts {
+        topics,
         formats: BTreeMap::new(),
         generators: vec![Box::new(Template::new(Prompt::builtin()))],
         points: None,
-        snapshots: None,
+        snapshots,
         validator: Validator::new(&Prompt::builtin()),
         encoder: Box::new(Hashed::new(WIDTH)),
         weights: weights()?,
-    };
-    let options = Options {
-        job: "bench".to_owned(),
+    })
+}
+
+/// How a job runs: it asks nothing.
+pub fn options(job: &str, partitions: u32, workers: usize) -> Options {
+    Options {
+        job: job.to_owned(),
         names: Names::new(&BTreeMap::new(), ""),
         workers,
         epoch_max_events: 10_000,
@@ -93,10 +133,7 @@ pub fn start(folder: &Path, semantics: &Semantics, partitions: u32, workers: usi
         bounded: None,
         switch: None,
         cluster: Default::default(),
-    };
-    let mut job = Job::start(parts, Arc::new(semantics.clone()), options)?;
-    job.run_until_idle(|_| {})?;
-    Ok(job)
+    }
 }
 
 /// Appends a chunk, not measured, then runs it as one epoch, measured by `clock`.

@@ -21,17 +21,17 @@ mod promote;
 pub use bounds::{Bound, End, Until, parse};
 pub use parity::{Compared, Difference, Report};
 pub use plan::{Details, Outcome, Plan, check_name};
+pub(crate) use plan::read as read_plan;
 pub use progress::Progress;
 pub use promote::{Demands, MAX_BEHIND, Switched, promote, rollback};
 
-use crate::epochs;
 use crate::job::outputs::{self, backfill_job};
-use crate::job::{Bounded, Job, Options, bounds_at, gone, own_progress, read_progress, starts};
+use crate::job::{Bounded, Job, Options, Recorded, gone, starts};
 use crate::names::Names;
 use crate::requester::IDLE;
 use ictflow_connectors::topics::Topics;
 use ictflow_connectors::{Error, Result};
-use ictflow_schemas::epoch::{EpochRecord, Erasure};
+use ictflow_schemas::epoch::EpochRecord;
 use ictflow_schemas::topic::Topic;
 use ictflow_schemas::wire::Format;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -56,45 +56,6 @@ pub struct Order {
     pub collection: Option<String>,
     /// Whether it goes on although inputs have forgotten records that the live job's state rests on.
     pub accept_truncated: bool,
-}
-
-/// A job as its records say.
-#[derive(Clone, Debug)]
-pub(crate) struct Recorded {
-    /// All bounds.
-    pub records: Vec<EpochRecord>,
-    /// The committed epoch; 0 before the first.
-    pub committed: i64,
-    /// Whether features were published by then.
-    pub publishing: bool,
-}
-
-impl Recorded {
-    /// Reads a job's records, whether it runs or not.
-    pub(crate) fn read(topics: &mut dyn Topics, names: &Names, job: &str) -> Result<Self> {
-        for topic in [Topic::Epochs, Topic::Progress] {
-            if topics.partitions(names.of(topic))?.is_none() {
-                return Ok(Recorded { records: Vec::new(), committed: 0, publishing: false });
-            }
-        }
-        let name = names.of(Topic::Progress);
-        let progress = own_progress(read_progress(topics, name)?, name, job)?;
-        let records = epochs::load(topics, names.of(Topic::Epochs), job)?;
-        let committed = progress.as_ref().map_or(0, |progress| progress.epoch);
-        bounds_at(&records, committed)?;
-        Ok(Recorded { records, committed, publishing: progress.is_some_and(|progress| progress.publishing) })
-    }
-
-    /// The records up to the committed one.
-    pub(crate) fn up_to_commit(&self) -> &[EpochRecord] {
-        let count = self.records.iter().take_while(|record| record.epoch <= self.committed).count();
-        &self.records[..count]
-    }
-
-    /// All erasures on record.
-    pub(crate) fn erasures(&self) -> Vec<Erasure> {
-        self.records.iter().flat_map(|record| record.erasures.iter().cloned()).collect()
-    }
 }
 
 /// Finds the plan of a backfill of a live job, or makes it. `live` are the live job's options.

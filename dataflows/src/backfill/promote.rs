@@ -5,9 +5,9 @@
 //! whoever starts the job next finishes it. Doing either again changes nothing.
 
 use super::plan::{self, Plan};
-use super::{Outcome, Recorded, check_erasures, check_name};
+use super::{Outcome, check_erasures, check_name};
 use crate::job::outputs::{self, backfill_job};
-use crate::job::{Job, Options, Parts, Started};
+use crate::job::{Job, Options, Parts, Recorded, Started};
 use ictflow_connectors::topics::Topics;
 use ictflow_connectors::{Error, Result};
 use ictflow_schemas::config::Semantics;

@@ -247,6 +247,8 @@ impl Job {
             "records below the tombstones on cot, embeddings, features and examples, until compaction takes them"
                 .to_owned(),
             "records of the user that are delivered again or come new from now on".to_owned(),
+            "outputs that aren't in force: of backfills, and those before a promote or a rollback, until their owner deletes them"
+                .to_owned(),
             "copies in files, and what consumers of the outputs keep".to_owned(),
         ];
         Ok(list.into())

@@ -8,7 +8,8 @@
 //! job or by the backfill that filled them. So a snapshot of after that epoch isn't loaded for a switch: it
 //! has forgotten examples that these topics still lack.
 
-use super::{Job, Options, bounds_at, read_progress};
+use super::start::bounds_at;
+use super::{Job, Options, Recorded, read_progress};
 use crate::epochs;
 use crate::names::Names;
 use ictflow_connectors::topics::Topics;
@@ -71,9 +72,14 @@ pub fn active(topics: &mut dyn Topics, names: &Names, job: Option<&str>) -> Resu
     };
     let Some(found) = found else { return Ok(names.clone()) };
     let records = epochs::load(topics, names.of(Topic::Epochs), &found.job)?;
-    let committed = records.iter().filter(|record| record.epoch <= found.epoch);
-    let newest = committed.rev().find_map(|record| record.outputs.as_ref());
-    Ok(newest.map_or_else(|| names.clone(), |outputs| names.with_outputs(outputs)))
+    Ok(at(names, &records, found.epoch))
+}
+
+/// The names with the outputs in force at an epoch. `names` are the configured ones.
+pub fn at(names: &Names, records: &[EpochRecord], epoch: i64) -> Names {
+    let until = records.iter().filter(|record| record.epoch <= epoch);
+    let newest = until.rev().find_map(|record| record.outputs.as_ref());
+    newest.map_or_else(|| names.clone(), |outputs| names.with_outputs(outputs))
 }
 
 /// Where a start writes, and what it has to know of these outputs.
@@ -163,23 +169,16 @@ fn last_written(records: &[EpochRecord], own: &str, features: &str, committed: i
 /// The last committed bounds of a backfill of this job.
 fn filled(topics: &mut dyn Topics, options: &Options, backfill: &str) -> Result<EpochRecord> {
     let (names, job) = (options.names.of_backfill(backfill), backfill_job(&options.job, backfill));
-    let gone = |detail: &str| {
+    let gone = || {
         Error::fatal(
             format!("go on with the outputs of backfill {backfill}"),
-            detail,
+            "no committed epoch of it is on record",
             "keep the backfill's own topics while its outputs are in use",
         )
     };
-    for topic in [Topic::Epochs, Topic::Progress] {
-        if topics.partitions(names.of(topic))?.is_none() {
-            return Err(gone(&format!("topic {} doesn't exist", names.of(topic))));
-        }
-    }
-    let progress = read_progress(topics, names.of(Topic::Progress))?;
-    let committed = progress.iter().find(|progress| progress.job == job).map_or(0, |found| found.epoch);
-    let mut records = epochs::load(topics, names.of(Topic::Epochs), &job)?;
-    records.retain(|record| record.epoch <= committed);
-    records.pop().ok_or_else(|| gone("it has committed no epoch"))
+    let mut filled = Recorded::read(topics, &names, &job)?;
+    filled.records.retain(|record| record.epoch <= filled.committed);
+    filled.records.pop().ok_or_else(gone)
 }
 
 impl Job {

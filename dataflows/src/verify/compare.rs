@@ -7,6 +7,7 @@ use ictflow_schemas::topic::Topic;
 use ictflow_schemas::wire::Wire;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::ops::Range;
 
 /// Where in the job's commits a record stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -110,19 +111,25 @@ fn newest(seen: &[Seen], epoch: i64) -> BTreeMap<&[u8], &Seen> {
     newest
 }
 
+/// Which epochs may stand on a topic.
+#[derive(Clone, Debug)]
+pub struct Epochs {
+    /// The epoch that is judged.
+    pub judged: i64,
+    /// The epoch that the job had committed once the records were read.
+    pub committed: i64,
+    /// Those in the headers of the backfill that filled the topic, before the job wrote to it.
+    pub filled: Range<i64>,
+}
+
 /// Finds every difference between what must stand on a topic at an epoch and the topic's records, in the
-/// order of each partition. `committed` is the epoch that the job had committed once they were read. Gives the differences, and how many
-/// keys were written again after the epoch, which aren't judged.
+/// order of each partition. Gives the differences, and how many keys were written again after the epoch,
+/// which aren't judged.
 ///
 /// Dead letters are kept by time and written once each: one that is gone isn't lost, and a tombstone says
 /// that it was replayed.
-pub fn check(
-    topic: Topic,
-    expected: &Values,
-    seen: &[Seen],
-    epoch: i64,
-    committed: i64,
-) -> (Vec<Violation>, usize) {
+pub fn check(topic: Topic, expected: &Values, seen: &[Seen], epochs: &Epochs) -> (Vec<Violation>, usize) {
+    let Epochs { judged: epoch, committed, .. } = *epochs;
     let mut found = Vec::new();
     let about = |kind: Kind, record: &Seen| Violation {
         kind,
@@ -148,7 +155,7 @@ pub fn check(
             found.push(about(Kind::Duplicate, record));
             continue;
         }
-        if position.epoch < 1 {
+        if position.epoch < 1 && !epochs.filled.contains(&position.epoch) {
             found.push(about(Kind::Uncommitted, record));
             continue;
         }
@@ -254,8 +261,12 @@ mod tests {
         ]
     }
 
+    fn epochs(committed: i64) -> Epochs {
+        Epochs { judged: 3, committed, filled: 0..0 }
+    }
+
     fn kinds(seen: &[Seen]) -> Vec<Kind> {
-        check(Topic::Examples, &expected(), seen, 3, 3).0.into_iter().map(|v| v.kind).collect()
+        check(Topic::Examples, &expected(), seen, &epochs(3)).0.into_iter().map(|v| v.kind).collect()
     }
 
     #[test]
@@ -288,10 +299,20 @@ mod tests {
     fn what_comes_after_the_epoch_is_left_out() {
         let mut later = good();
         later.push(seen(5, (4, 0), "a", Some("later")));
-        assert_eq!(check(Topic::Examples, &expected(), &later, 3, 4), (Vec::new(), 0));
+        assert_eq!(check(Topic::Examples, &expected(), &later, &epochs(4)), (Vec::new(), 0));
         // Compaction took what stood there: it can't be judged.
         later.retain(|record| record.key != b"a" || record.position.is_some_and(|p| p.epoch == 4));
-        assert_eq!(check(Topic::Examples, &expected(), &later, 3, 4), (Vec::new(), 1));
+        assert_eq!(check(Topic::Examples, &expected(), &later, &epochs(4)), (Vec::new(), 1));
+    }
+
+    #[test]
+    fn what_a_backfill_wrote_stands_below_every_epoch_of_the_job() {
+        let filled = vec![seen(0, (-9, 0), "a", Some("0")), seen(1, (-8, 0), "b", Some("2"))];
+        let promoted = [filled, vec![seen(2, (3, 0), "a", Some("1"))]].concat();
+        let by = |filled| check(Topic::Examples, &expected(), &promoted, &Epochs { filled, ..epochs(3) }).0;
+        assert_eq!(by(-9..-7), []);
+        let uncommitted: Vec<Kind> = by(-9..-8).into_iter().map(|v| v.kind).collect();
+        assert_eq!(uncommitted, [Kind::Uncommitted]);
     }
 
     #[test]

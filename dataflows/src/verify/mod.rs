@@ -1,19 +1,34 @@
 //! `ictflow verify`: what stands on the outputs at a committed epoch, held against a recomputation.
 //!
+//! The outputs are those in force at the epoch: after a `promote` the backfill's topics, whose first records
+//! are the backfill's own. Before the job's first publication features aren't judged; dead letters of users
+//! who were erased since stay where they are, and aren't judged either.
+//!
+//! Memory: the records of the three topics as they stand, compacted or not.
+//!
 //! [`read`] takes the records of the output topics as they stand, [`crate::recompute`] gives what must
 //! stand there, [`compare::check`] finds every difference. Nothing is written and nobody is fenced, so it
 //! may run beside the job: what the job commits meanwhile is of later epochs and left out.
 
 pub mod compare;
 
+use crate::backfill;
 use crate::epochs::read_whole;
+use crate::job::Recorded;
+use crate::job::outputs::{self, backfill_job};
 use crate::names::Names;
-use crate::recompute::{Plan, Values, bounds_of, recompute, recorded, used};
-use compare::{Position, Seen, Violation, check};
-use ictflow_connectors::Result;
+use crate::recompute::{Plan, Values, bounds_of, recompute, used};
+use crate::sink::{BACKFILL_HEADERS, time_of_example};
+use compare::{Epochs, Position, Seen, Violation, check};
+use ictflow_connectors::{Error, Result};
 use ictflow_connectors::topics::Topics;
+use ictflow_schemas::Millis;
+use ictflow_schemas::dead_letter::DeadLetter;
+use ictflow_schemas::epoch::EpochRecord;
 use ictflow_schemas::topic::{HEADER_EPOCH, HEADER_SUBSTEP, Record, Topic};
-use std::collections::BTreeMap;
+use ictflow_schemas::wire::Wire;
+use std::collections::{BTreeMap, HashSet};
+use std::ops::Range;
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -38,6 +53,12 @@ pub struct Report {
     pub waiting: u64,
     /// Partitions of `interactions` that lost records since the job began.
     pub truncated: usize,
+    /// Examples that the backfill which filled the topic left out by its `--from`.
+    pub before_from: usize,
+    /// Dead letters of users who were erased.
+    pub erased: usize,
+    /// Whether the job had not published features yet: they aren't judged.
+    pub unpublished: bool,
 }
 
 /// Verifies the outputs of a job at an epoch, the committed one by default.
@@ -52,13 +73,20 @@ pub fn verify(
     epoch: Option<i64>,
     progress: impl FnMut(u64, u64),
 ) -> Result<Report> {
-    let (records, committed) = recorded(topics, plan.names, job)?;
+    let Recorded { records, committed, publishing } = Recorded::read(topics, plan.names, job)?;
+    if committed == 0 {
+        return Err(Error::fatal(
+            format!("find the committed epoch of job {job}"),
+            "there is none",
+            "has the job run, and is its name the configured one?",
+        ));
+    }
     let epoch = epoch.unwrap_or(committed);
     let until = bounds_of(&records, epoch)?;
     crate::job::check_semantics(&records, &plan.semantics.canonical())?;
     crate::job::check_encoder(&records, &plan.encoder.0)?;
     if until.actives.ict_weights != plan.weights.version() {
-        return Err(ictflow_connectors::Error::fatal(
+        return Err(Error::fatal(
             format!("verify epoch {epoch}"),
             format!(
                 "it was made with the weights {}, not {}",
@@ -68,14 +96,16 @@ pub fn verify(
             "set [ict] weights to that file",
         ));
     }
+    let names = outputs::at(plan.names, &records, epoch);
+    let origin = Origin::find(topics, plan.names, &names, job)?;
     let mut seen = BTreeMap::new();
     for topic in [Topic::Features, Topic::Examples, Topic::DeadLetters] {
-        seen.insert(topic, read(topics, plan.names, topic)?);
+        seen.insert(topic, read(topics, &names, topic)?);
     }
     // Beside a running job there are newer commits; what is beyond this wasn't committed when it was read.
-    let (_, committed) = recorded(topics, plan.names, job)?;
+    let committed = Recorded::read(topics, plan.names, job)?.committed;
     let standing: Values = compare::standing(&seen[&Topic::Features], epoch);
-    let found = recompute(topics, plan, &records, until, used(&standing), progress)?;
+    let mut found = recompute(topics, plan, &records, until, used(&standing), progress)?;
     let mut report = Report {
         epoch,
         features: found.features.len(),
@@ -85,18 +115,81 @@ pub fn verify(
         unreadable_views: found.unreadable_views,
         waiting: found.waiting,
         truncated: found.truncated,
+        unpublished: !publishing,
         ..Report::default()
     };
+    if report.unpublished {
+        found.features.clear();
+    }
+    report.before_from = origin.leave_out(&mut found.examples, &standing_keys(&seen[&Topic::Examples]));
+    let erased = erased(&records, epoch);
+    if let Some(letters) = seen.get_mut(&Topic::DeadLetters) {
+        let before = letters.len();
+        letters.retain(|letter| !of_erased(letter, &erased, &found.dead_letters));
+        report.erased = before - letters.len();
+    }
     for (topic, expected) in [
         (Topic::Features, &found.features),
         (Topic::Examples, &found.examples),
         (Topic::DeadLetters, &found.dead_letters),
     ] {
-        let (violations, superseded) = check(topic, expected, &seen[&topic], epoch, committed);
+        let filled = if topic == Topic::DeadLetters { 0..0 } else { origin.epochs.clone() };
+        let epochs = Epochs { judged: epoch, committed, filled };
+        let (violations, superseded) = check(topic, expected, &seen[&topic], &epochs);
         report.violations.extend(violations);
         report.superseded += superseded;
     }
     Ok(report)
+}
+
+/// Who filled the outputs before the job wrote to them.
+#[derive(Default)]
+struct Origin {
+    /// The epochs in the headers of a backfill's records; empty where the topics are the job's own.
+    epochs: Range<i64>,
+    /// By partition, the least event time of examples that the backfill published.
+    from: Vec<Millis>,
+}
+
+impl Origin {
+    fn find(topics: &mut dyn Topics, own: &Names, names: &Names, job: &str) -> Result<Self> {
+        let Some(name) = own.backfill_of(names.of(Topic::Features)) else { return Ok(Origin::default()) };
+        let (names, job) = (own.of_backfill(name), backfill_job(job, name));
+        let last = Recorded::read(topics, &names, &job)?.committed;
+        let (plan, _) = backfill::read_plan(topics, &names, &job, name)?;
+        Ok(Origin {
+            epochs: BACKFILL_HEADERS + 1..BACKFILL_HEADERS + last + 1,
+            from: plan.map_or_else(Vec::new, |plan| plan.from),
+        })
+    }
+
+    /// Takes out the examples that the backfill left out, unless they stand all the same. Gives their count.
+    fn leave_out(&self, examples: &mut Values, standing: &HashSet<Vec<u8>>) -> usize {
+        let before = examples.len();
+        examples.retain(|key, (partition, _)| {
+            let least = self.from.get(*partition as usize).copied().unwrap_or(Millis::MIN);
+            time_of_example(key).is_none_or(|time| time >= least) || standing.contains(key)
+        });
+        before - examples.len()
+    }
+}
+
+fn standing_keys(seen: &[Seen]) -> HashSet<Vec<u8>> {
+    seen.iter().map(|record| record.key.clone()).collect()
+}
+
+/// The keys of interactions of users who were erased up to an epoch.
+fn erased(records: &[EpochRecord], epoch: i64) -> HashSet<Vec<u8>> {
+    let until = records.iter().filter(|record| record.epoch <= epoch);
+    until.flat_map(|record| &record.erasures).map(|erasure| erasure.user.clone().into_bytes()).collect()
+}
+
+/// Whether a dead letter is of a user who was erased after it was written: the recomputation drops the
+/// record in silence.
+fn of_erased(letter: &Seen, erased: &HashSet<Vec<u8>>, expected: &Values) -> bool {
+    let value = letter.value.as_deref().filter(|_| !expected.contains_key(&letter.key));
+    let Some(Ok(letter)) = value.map(DeadLetter::decode) else { return false };
+    letter.key.is_some_and(|user| erased.contains(&user))
 }
 
 /// The records of an output topic with their positions.

@@ -1,6 +1,7 @@
 //! The command line, by the binary itself.
 #![allow(clippy::unwrap_used)]
 
+mod backfill;
 mod check;
 mod cluster;
 mod demo;

@@ -1,6 +1,7 @@
 //! The end-to-end tests: one binary.
 #![allow(clippy::unwrap_used)]
 
+mod backfill;
 mod bad_input;
 mod chaos;
 mod economy;

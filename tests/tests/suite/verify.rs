@@ -146,7 +146,7 @@ fn what_cannot_be_verified_is_refused_by_name() {
     assert!(refused(&world, Some(99)).contains("its bounds aren't on record"));
     assert!(
         refused(&World { job: "other".into(), topics_of: Some("job".into()), ..world.clone() }, None)
-            .contains("committed epoch of job other")
+            .contains("belong to job job")
     );
     assert!(
         refused(&World { semantics: semantics(11), ..world.clone() }, None).contains("[semantics] differ")
