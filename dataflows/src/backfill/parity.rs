@@ -144,10 +144,14 @@ fn compare_topic(
     read_whole(topics, live, |record| {
         let Some(key) = &record.key else { return };
         let least = plan.from.get(record.partition as usize).copied().unwrap_or(i64::MIN);
-        if topic == Topic::Examples && time_of_example(key).is_some_and(|time| time < least) {
-            before_from.insert(key.clone());
-        } else if record.number(HEADER_EPOCH).is_some_and(|epoch| epoch > plan.details.live_epoch) {
+        let early = topic == Topic::Examples && time_of_example(key).is_some_and(|time| time < least);
+        if record.number(HEADER_EPOCH).is_some_and(|epoch| epoch > plan.details.live_epoch) {
             later.insert(key.clone());
+        } else if early {
+            match record.value {
+                Some(_) => before_from.insert(key.clone()),
+                None => before_from.remove(key),
+            };
         } else {
             keep(&mut theirs, record);
         }

@@ -13,7 +13,7 @@ use ictflow_tests::support::world::{self, World, hashed, play, template};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-fn verified(world: &World, epoch: Option<i64>) -> Report {
+pub fn verified(world: &World, epoch: Option<i64>) -> Report {
     try_verified(world, epoch).unwrap()
 }
 
@@ -31,7 +31,7 @@ fn try_verified(world: &World, epoch: Option<i64>) -> ictflow_connectors::Result
     verify(&mut *world.topics(), &plan, &world.job, epoch, |_, _| {})
 }
 
-fn kinds(report: &Report) -> BTreeMap<(&'static str, Kind), usize> {
+pub fn kinds(report: &Report) -> BTreeMap<(&'static str, Kind), usize> {
     let mut kinds = BTreeMap::new();
     for violation in &report.violations {
         *kinds.entry((violation.topic, violation.kind)).or_default() += 1;

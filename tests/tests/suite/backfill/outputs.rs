@@ -1,7 +1,8 @@
 //! Promote and rollback: the live job goes on on other topics, with nothing lost and nothing left over.
 
-use super::{Values, committed, filled, local, order, prepare, script, start, to, values};
+use super::{Values, committed, cut, filled, local, order, prepare, script, start, to, values};
 use crate::rescale::{on_kafka, play, wide};
+use crate::verify::{kinds, verified};
 use ictflow_connectors::llm::prompt::Prompt;
 use ictflow_connectors::llm::validate::Validator;
 use ictflow_connectors::{Error, Result};
@@ -96,7 +97,7 @@ fn positions_ascend(world: &World, topic: &str) {
 /// Live, a backfill that stays behind, a promote, more input, a rollback, more input, a promote again.
 fn switched_back_and_forth(folder: &Path, world: &World) {
     let lines = script(folder, "2000", world.partitions);
-    let quarters: Vec<_> = lines.chunks(lines.len() / 4 + 1).collect();
+    let quarters = cut(&lines, 4);
     let mut live = start(world);
     play(world, &mut live, quarters[0], 100);
     let report = filled(world, &order("new"));
@@ -141,6 +142,9 @@ fn switched_back_and_forth(folder: &Path, world: &World) {
     equal(&outputs(world), &twin(world, "two"), "after the promote");
     assert!(values(world, &world.names(), Topic::Features) == before[0]);
     readers_follow(world);
+    no_difference(world, None, "after the promote");
+    // At the epoch before it the outputs before it count, which nobody wrote since.
+    no_difference(world, Some(epoch - 1), "before the promote");
     let epochs = load(&mut *world.topics(), world.names().of(Topic::Epochs), &world.job).unwrap();
     let named: Vec<i64> = epochs.iter().filter(|e| e.outputs.is_some()).map(|e| e.epoch).collect();
     assert_eq!(named, [epoch]);
@@ -156,6 +160,7 @@ fn switched_back_and_forth(folder: &Path, world: &World) {
     drop(live);
     assert_eq!(world.active_names(), world.names());
     equal(&outputs(world), &twin(world, "four"), "after the rollback");
+    no_difference(world, None, "after the rollback");
 
     // And there again, where the job wrote last some epochs ago.
     promote(world, "new", FORCE).unwrap();
@@ -167,6 +172,13 @@ fn switched_back_and_forth(folder: &Path, world: &World) {
     // A backfill whose topics are the job's own isn't run again.
     let refused = prepare(world, &order("new")).unwrap_err().to_string();
     assert!(refused.contains("it was promoted"), "{refused}");
+}
+
+/// `verify` holds the outputs in force at an epoch against the logs.
+fn no_difference(world: &World, epoch: Option<i64>, when: &str) {
+    let report = verified(world, epoch);
+    assert_eq!(kinds(&report), BTreeMap::new(), "{when}");
+    assert!(report.features > 200 && report.examples > 200, "{when}: {report:?}");
 }
 
 /// What commands and subscribers read is what is in force.
@@ -214,7 +226,7 @@ fn the_job_goes_on_on_promoted_topics_and_back_with_nothing_lost_on_kafka() {
 fn a_switch_that_is_cut_short_is_finished_by_the_next_start() {
     let folder = tempfile::tempdir().unwrap();
     let lines = script(folder.path(), "600", 3);
-    let (first, second) = lines.split_at(lines.len() / 2);
+    let [first, second] = cut(&lines, 2)[..] else { unreachable!("two parts") };
     for edge in [Edge::BoundsRecorded, Edge::PointsAcknowledged, Edge::BeforeCommit, Edge::Committed] {
         for switch in ["promote", "rollback"] {
             let folder = tempfile::tempdir().unwrap();
@@ -255,7 +267,7 @@ fn an_epoch_under_way_is_committed_to_the_outputs_before() {
     let folder = tempfile::tempdir().unwrap();
     let world = local(folder.path());
     let lines = script(folder.path(), "600", 3);
-    let (first, second) = lines.split_at(lines.len() / 2);
+    let [first, second] = cut(&lines, 2)[..] else { unreachable!("two parts") };
     let mut live = start(&world);
     play(&world, &mut live, first, 100);
     filled(&world, &order("new"));
@@ -284,7 +296,7 @@ fn what_is_not_fit_is_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let world = local(folder.path());
     let lines = script(folder.path(), "600", 3);
-    let (first, second) = lines.split_at(lines.len() / 2);
+    let [first, second] = cut(&lines, 2)[..] else { unreachable!("two parts") };
     let mut live = start(&world);
     play(&world, &mut live, first, 100);
     let middle = live.committed();
@@ -377,5 +389,11 @@ fn a_user_who_was_erased_does_not_come_back_with_a_backfill() {
     append(&mut live, &[candidates("nobody", 1, &["1"])], world.partitions);
     settle(&mut live);
     drop(live);
-    equal(&outputs(&world), &twin(&world, "twin"), "after an erasure");
+    // A job without that record has the user, whose interactions still stand.
+    let mut wanted = twin(&world, "twin");
+    assert!(of_user(&wanted[0]) > 0);
+    for values in &mut wanted {
+        values.retain(|key, _| ictflow_schemas::framing::unframe(key).unwrap()[0] != user.as_bytes());
+    }
+    equal(&outputs(&world), &wanted, "after an erasure");
 }

@@ -1,7 +1,7 @@
 //! Backfills with a store of points: a collection of their own, to which readers are led by a promote.
 
 use super::outputs::{FORCE, promote, rollback};
-use super::{Asked, filled, job, order, prepare, script, start};
+use super::{Asked, cut, filled, job, order, prepare, script, start};
 use crate::parity::{semantics, verify};
 use crate::qdrant_job::{over, stored};
 use crate::rescale::play;
@@ -47,7 +47,7 @@ fn an_alias_leads_readers_to_the_collection_in_use() {
     // Many small epochs in the backfill: its points are of later epochs than the job's.
     world.epoch = 1_000;
     let lines = script(folder.path(), "900", world.partitions);
-    let thirds: Vec<_> = lines.chunks(lines.len() / 3 + 1).collect();
+    let thirds = cut(&lines, 3);
     let mut job = start(&world);
     play(&world, &mut job, thirds[0], 1_000);
     readers_find_the_pool(&double, &job);
@@ -90,7 +90,7 @@ fn with_a_stored_search_every_vector_is_the_ict_of_its_ids_over_a_promote() {
     let mut world = over(folder.path(), "live", &double, stored(10));
     world.epoch = 200;
     let lines = script(folder.path(), "900", world.partitions);
-    let (first, second) = lines.split_at(lines.len() / 2);
+    let [first, second] = cut(&lines, 2)[..] else { unreachable!("two parts") };
     let mut live = start(&world);
     play(&world, &mut live, first, 200);
     drop(live);
@@ -99,7 +99,8 @@ fn with_a_stored_search_every_vector_is_the_ict_of_its_ids_over_a_promote() {
     assert!(backfill::drive(&mut backfilled, &AtomicBool::new(false), |_| {}).unwrap());
     assert!(backfilled.points().unwrap().lookups > 0);
     assert_eq!(asked.counts(), (0, 0));
-    verify(&world, &backfilled, &folder.path().join("a"), &["--min-features", "100", "--min-full", "0.3"]);
+    let demands = ["--min-features", "100", "--min-full", "0.3", "--job", "live.backfill.new"];
+    verify(&world, &backfilled, &folder.path().join("a"), &demands);
     drop(backfilled);
     promote(&world, "new", FORCE).unwrap();
     let mut live = start(&world);
