@@ -88,6 +88,7 @@ pub fn start(folder: &Path, semantics: &Semantics, partitions: u32, workers: usi
         create_inputs: Some(partitions),
         generate: false,
         calls_file: None,
+        dead_letters: Default::default(),
         accept_truncated: false,
         edges: Default::default(),
         bounded: None,

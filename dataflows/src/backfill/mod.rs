@@ -24,6 +24,7 @@ pub use plan::{Details, Outcome, Plan, check_name};
 pub use progress::Progress;
 pub use promote::{Demands, MAX_BEHIND, Switched, promote, rollback};
 
+use crate::dead_letters::ratio::Ratio;
 use crate::epochs;
 use crate::job::outputs::{self, backfill_job};
 use crate::job::{Bounded, Job, Options, bounds_at, gone, own_progress, read_progress, starts};
@@ -221,6 +222,8 @@ pub fn options(live: &Options, plan: &Plan) -> Options {
             collection: plan.details.collection.clone(),
         }),
         switch: None,
+        // What the live job has taken is taken.
+        dead_letters: Ratio::OFF,
         ..live.clone()
     }
 }

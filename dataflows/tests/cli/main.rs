@@ -3,6 +3,7 @@
 
 mod check;
 mod cluster;
+mod dead_letters;
 mod demo;
 mod explain;
 mod files;

@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod chaos;
+mod dead_letters;
 mod economy;
 mod endpoint;
 mod erasure;
