@@ -357,10 +357,8 @@ impl Judge {
                     None
                 }
             };
-            if judged {
-                let place = (record.partition, record.offset);
-                let crossed = self.refusals.take(topic, name, place, refused);
-                out.crossed = out.crossed.take().or(crossed);
+            if judged && self.refusals.take(topic, record.partition, refused) && out.crossed.is_none() {
+                out.crossed = self.refusals.crossing(topic, name, record.partition, record.offset);
             }
             if let Some(reason) = refused {
                 let count = self.judgements.dead_letters.entry(reason.word()).or_default();

@@ -116,27 +116,25 @@ impl Refusals {
         Refusals { ratio, windows: BTreeMap::new() }
     }
 
-    /// Takes the next record of a partition with what it was refused for, and says whether it crosses.
-    pub fn take(
-        &mut self,
-        topic: Topic,
-        name: &str,
-        (partition, offset): (u32, i64),
-        refused: Option<Reason>,
-    ) -> Option<Crossing> {
+    /// Takes the next record of a partition with what it was refused for, and says whether the partition has
+    /// more dead letters than it may.
+    pub fn take(&mut self, topic: Topic, partition: u32, refused: Option<Reason>) -> bool {
         let Ratio { max, window: width } = self.ratio;
         let window = self.windows.entry((topic, partition)).or_default();
         window.take(refused.filter(|reason| reason.is_damage()), width);
         let judged = window.judged.min(width);
-        if judged < self.ratio.least() || window.refused.len() as f64 <= max * judged as f64 {
-            return None;
-        }
+        judged >= self.ratio.least() && window.refused.len() as f64 > max * judged as f64
+    }
+
+    /// What is to be said of a partition that has more dead letters than it may, since the record at `offset`.
+    pub fn crossing(&self, topic: Topic, name: &str, partition: u32, offset: i64) -> Option<Crossing> {
+        let window = self.windows.get(&(topic, partition))?;
         let mut refused: BTreeMap<Reason, u64> = BTreeMap::new();
         for (_, reason) in &window.refused {
             *refused.entry(*reason).or_default() += 1;
         }
         let at = Position { topic: name.to_owned(), partition, offset };
-        Some(Crossing { at, judged, refused, max })
+        Some(Crossing { at, judged: window.judged.min(self.ratio.window), refused, max: self.ratio.max })
     }
 
     /// The windows of `interactions`, to be saved. The other logs are read whole at every start.
@@ -185,11 +183,22 @@ mod tests {
 
     const BAD: Option<Reason> = Some(Reason::Unreadable);
 
+    /// Takes a record, and what is said where it crosses.
+    fn next(
+        refusals: &mut Refusals,
+        topic: Topic,
+        (partition, offset): (u32, i64),
+        refused: Option<Reason>,
+    ) -> Option<Crossing> {
+        let crosses = refusals.take(topic, partition, refused);
+        crosses.then(|| refusals.crossing(topic, "clicks", partition, offset)).flatten()
+    }
+
     /// The offset at which a partition crosses, with what stood in its window.
     fn crosses(ratio: Ratio, records: &[Option<Reason>]) -> Option<(i64, u64, u64)> {
         let mut refusals = Refusals::new(ratio);
         records.iter().zip(0..).find_map(|(refused, offset)| {
-            let crossing = refusals.take(Topic::Interactions, "clicks", (0, offset), *refused)?;
+            let crossing = next(&mut refusals, Topic::Interactions, (0, offset), *refused)?;
             Some((crossing.at.offset, crossing.judged, crossing.refused.values().sum()))
         })
     }
@@ -237,15 +246,15 @@ mod tests {
         let mut refusals = Refusals::new(Ratio { max: 0.5, window: 10 });
         for offset in 0..10 {
             for (topic, partition) in [(Topic::Interactions, 0), (Topic::Items, 0)] {
-                assert_eq!(refusals.take(topic, "t", (partition, offset), None), None);
+                assert_eq!(next(&mut refusals, topic, (partition, offset), None), None);
             }
         }
-        assert!(refusals.take(Topic::Interactions, "t", (1, 0), BAD).is_some());
+        assert!(next(&mut refusals, Topic::Interactions, (1, 0), BAD).is_some());
         for offset in 10..15 {
-            assert_eq!(refusals.take(Topic::Items, "t", (0, offset), BAD), None);
+            assert_eq!(next(&mut refusals, Topic::Items, (0, offset), BAD), None);
         }
-        assert!(refusals.take(Topic::Items, "t", (0, 15), BAD).is_some());
-        assert_eq!(refusals.take(Topic::Interactions, "t", (0, 10), BAD), None);
+        assert!(next(&mut refusals, Topic::Items, (0, 15), BAD).is_some());
+        assert_eq!(next(&mut refusals, Topic::Interactions, (0, 10), BAD), None);
     }
 
     #[test]
@@ -256,7 +265,7 @@ mod tests {
             (0..200_u32).map(|n| if (n * n / 7) % 5 < n % 3 { BAD } else { None }).collect();
         let run = |refusals: &mut Refusals, from: usize, to: usize| -> Vec<Option<Crossing>> {
             let place = |n: usize| (3, n as i64);
-            (from..to).map(|n| refusals.take(Topic::Interactions, "t", place(n), records[n])).collect()
+            (from..to).map(|n| next(refusals, Topic::Interactions, place(n), records[n])).collect()
         };
         let mut whole = Refusals::new(ratio);
         let found = run(&mut whole, 0, 200);
@@ -273,7 +282,7 @@ mod tests {
     #[test]
     fn the_failure_names_the_place_the_counts_and_what_to_look_for() {
         let mut refusals = Refusals::new(Ratio { max: 0.1, window: 10 });
-        let crossing = refusals.take(Topic::Interactions, "clicks", (2, 41), Some(Reason::Misrouted));
+        let crossing = next(&mut refusals, Topic::Interactions, (2, 41), Some(Reason::Misrouted));
         let text = crossing.map(|crossing| crossing.stop(7).to_string()).unwrap_or_default();
         for part in [
             "commit epoch 7",
