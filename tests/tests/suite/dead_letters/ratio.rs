@@ -6,7 +6,6 @@ use crate::kafka_job::send;
 use crate::parity::verify;
 use crate::registry::{ours, put};
 use ictflow_connectors::Disposition;
-use ictflow_connectors::topics::Topics;
 use ictflow_dataflows::dead_letters::ratio::Ratio;
 use ictflow_dataflows::epochs;
 use ictflow_schemas::topic::{Policy, Topic};
@@ -85,7 +84,7 @@ fn a_job_stops_before_the_same_record_at_every_start_and_goes_on_once_it_may() {
     let first = stopped(&world);
     let ann = home("ann", world.partitions);
     // Four good events of ann's own stand before the stream; others may share the partition.
-    let own = script().iter().filter(|line| {
+    let own = script().into_iter().filter(|line| {
         line["topic"] == "interactions" && home(line["key"].as_str().unwrap(), world.partitions) == ann
     });
     // The last 100 up to 244 hold 150, 160, 170, 180, 190, 200 and 240 to 244.

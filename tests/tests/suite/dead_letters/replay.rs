@@ -5,7 +5,7 @@ use crate::bad_input::dead_letters;
 use crate::kafka_job::send;
 use crate::parity::verify;
 use crate::registry::{configuration, ours, put};
-use ictflow_connectors::topics::Topics;
+use ictflow_connectors::registry::Config;
 use ictflow_dataflows::dead_letters::Selection;
 use ictflow_dataflows::dead_letters::replay::{Of, Outcome, Refusal, replay, writer_id};
 use ictflow_dataflows::job::{Edge, Edges};
@@ -36,7 +36,7 @@ fn of(lines: &[Value]) -> BTreeMap<Vec<u8>, String> {
 fn what_a_registry_learns_late_counts_as_if_it_had_been_good_from_the_start() {
     let (double, folder) = (Double::start(), tempfile::tempdir().unwrap());
     let mut world = world(folder.path(), "mended");
-    world.registry = Some(registry::Config { unknown_id_ms: 0, ..registry::config(double.url()) });
+    world.registry = Some(Config { unknown_id_ms: 0, ..registry::config(double.url()) });
     let mut job = world.start(template(), hashed());
     settle(&mut job);
     // The next ids that the registry will give away.
