@@ -144,6 +144,25 @@ pub fn time(text: &str) -> Result<i64, String> {
     })
 }
 
+/// A time as RFC 3339 in UTC, with milliseconds.
+pub fn utc(ms: i64) -> String {
+    let (days, of_day) = (ms.div_euclid(86_400_000), ms.rem_euclid(86_400_000));
+    // Years counted from March, so that a leap day is the last: eras of 400 years are alike.
+    let day = days + 719_468;
+    let (era, of_era) = (day.div_euclid(146_097), day.rem_euclid(146_097));
+    let year = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year + year / 4 - year / 100);
+    let month = (5 * of_year + 2) / 153;
+    let of_month = of_year - (153 * month + 2) / 5 + 1;
+    let (year, month) = match month {
+        0..=9 => (year + 400 * era, month + 3),
+        _ => (year + 400 * era + 1, month - 9),
+    };
+    let (hour, minute) = (of_day / 3_600_000, of_day / 60_000 % 60);
+    let (second, milli) = (of_day / 1_000 % 60, of_day % 1_000);
+    format!("{year:04}-{month:02}-{of_month:02}T{hour:02}:{minute:02}:{second:02}.{milli:03}Z")
+}
+
 /// Takes so many digits off the front.
 fn digits(rest: &mut &str, count: usize) -> Option<i64> {
     let (number, after) = rest.split_at_checked(count)?;
@@ -242,6 +261,18 @@ mod tests {
             "+024-01-01T00:00:00Z",
         ] {
             assert!(time(text).unwrap_err().contains("RFC 3339"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_time_is_read_back_from_its_text() {
+        assert_eq!(utc(1_709_251_200_500), "2024-03-01T00:00:00.500Z");
+        assert_eq!(utc(951_787_799_999), "2000-02-29T01:29:59.999Z");
+        assert_eq!(utc(-1), "1969-12-31T23:59:59.999Z");
+        // Every day of 500 years, each at another time of it.
+        for day in -110_000..73_000_i64 {
+            let ms = day * 86_400_000 + day.rem_euclid(86_399_999);
+            assert_eq!(time(&utc(ms)), Ok(ms), "{}", utc(ms));
         }
     }
 

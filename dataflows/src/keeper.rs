@@ -6,7 +6,8 @@
 //! ones hold the users that changed since.
 //!
 //! A key of the store is a user with a letter before it for the operator that the state belongs to, so
-//! that an operator whose part didn't change isn't written.
+//! that an operator whose part didn't change isn't written. What the sources refused is by partition, with
+//! a letter of its own; a program that doesn't know it passes it over.
 //!
 //! Memory: the copied states until they are written.
 
@@ -147,7 +148,9 @@ impl Keeper {
         let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         store.load(manifest, |shard, entries| {
             let states = entries.into_iter().filter_map(|(key, state)| saved(&key, state));
-            put(shard, states.filter(|saved| !without.contains(&*saved.user)).collect())
+            // A partition's number is nobody's id.
+            let stays = |saved: &Saved| saved.part == Part::Refusals || !without.contains(&*saved.user);
+            put(shard, states.filter(stays).collect())
         })
     }
 
@@ -284,6 +287,7 @@ fn letter(part: Part) -> char {
         Part::History => 'h',
         Part::Pairs => 'p',
         Part::Eligible => 'e',
+        Part::Refusals => 'r',
     }
 }
 
@@ -293,6 +297,7 @@ fn saved(key: &str, state: Vec<u8>) -> Option<Saved> {
         'h' => Part::History,
         'p' => Part::Pairs,
         'e' => Part::Eligible,
+        'r' => Part::Refusals,
         _ => return None,
     };
     Some(Saved { user: key[1..].into(), part, state: Some(state.into()) })

@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod config;
 pub mod conformance;
 pub mod copies;
+pub mod dead_letters;
 pub mod demo;
 pub mod engine;
 pub mod epochs;

@@ -3,6 +3,7 @@
 //! A source holds records that were read and belong to a later epoch, a bounded
 //! number. Records are judged when their epoch is closed, in offset order.
 
+use crate::dead_letters::ratio::{Crossing, Ratio, Refusals};
 use crate::pipeline::EpochInput;
 use crate::texts::Texts;
 use ictflow_connectors::topics::{Reader, Topics};
@@ -11,7 +12,7 @@ use ictflow_operators::accept::{self, Accept, Judged};
 use ictflow_operators::answers::{Answer, AnswerChange};
 use ictflow_operators::catalog::{ItemChange, ItemFacts};
 use ictflow_operators::pairs::CandidateChange;
-use ictflow_operators::recovery::{Extent, Saved};
+use ictflow_operators::recovery::{Extent, Part, Saved};
 use ictflow_operators::vectors::EmbeddingChange;
 use ictflow_schemas::config::Semantics;
 use ictflow_schemas::cot::{CotRecord, CotStatus, parse_topic_key};
@@ -237,6 +238,7 @@ pub struct Judge {
     erased: HashMap<Id, i64>,
     encoder: String,
     width: usize,
+    refusals: Refusals,
     /// Totals since start.
     pub judgements: Judgements,
 }
@@ -248,6 +250,8 @@ pub struct Harvest {
     pub input: EpochInput,
     /// What was refused.
     pub dead_letters: Vec<DeadLetter>,
+    /// The first record with which a partition has more dead letters than it may.
+    pub crossed: Option<Crossing>,
     /// Content keys whose record was read: no longer in flight.
     pub answered: Vec<Digest>,
     /// Texts whose embedding was read.
@@ -272,8 +276,14 @@ impl Judge {
             erased: HashMap::new(),
             encoder: encoder.to_owned(),
             width,
+            refusals: Refusals::new(Ratio::OFF),
             judgements: Judgements::default(),
         }
+    }
+
+    /// Says from now on where a partition has more dead letters than it may. A new judge has no limit.
+    pub fn limit(&mut self, ratio: Ratio) {
+        self.refusals = Refusals::new(ratio);
     }
 
     /// The partition maxima.
@@ -301,14 +311,20 @@ impl Judge {
         self.erased.contains_key(user)
     }
 
-    /// Users' windows, to be saved.
+    /// Users' windows and the partitions' refusals, to be saved.
     pub fn save(&mut self, extent: Extent) -> Vec<Saved> {
-        self.partitions.iter_mut().flat_map(|partition| partition.save(extent)).collect()
+        let mut saved: Vec<Saved> =
+            self.partitions.iter_mut().flat_map(|partition| partition.save(extent)).collect();
+        saved.extend(self.refusals.save());
+        saved
     }
 
-    /// Puts a user's window back.
+    /// Puts a user's window or a partition's refusals back.
     pub fn restore(&mut self, saved: Saved) {
-        self.home(&saved.user).restore(saved);
+        match saved.part {
+            Part::Refusals => self.refusals.restore(&saved),
+            _ => self.home(&saved.user).restore(saved),
+        }
     }
 
     /// The judge of a user's partition.
@@ -327,6 +343,7 @@ impl Judge {
         out: &mut Harvest,
     ) {
         for record in records {
+            let judged = matches!(topic, Topic::Interactions | Topic::Items | Topic::Candidates);
             let refused = match topic {
                 Topic::Interactions => self.interaction(&record, out),
                 Topic::Items => self.item(&record, texts, out),
@@ -340,6 +357,9 @@ impl Judge {
                     None
                 }
             };
+            if judged && self.refusals.take(topic, record.partition, refused) && out.crossed.is_none() {
+                out.crossed = self.refusals.crossing(topic, name, record.partition, record.offset);
+            }
             if let Some(reason) = refused {
                 let count = self.judgements.dead_letters.entry(reason.word()).or_default();
                 if *count == 0 {

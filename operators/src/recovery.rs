@@ -38,6 +38,8 @@ pub enum Part {
     Pairs,
     /// [`crate::eligible`].
     Eligible,
+    /// What the sources refused of a partition, whose number stands in the place of the user.
+    Refusals,
 }
 
 /// Which users are saved.

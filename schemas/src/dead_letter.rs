@@ -2,6 +2,7 @@
 
 use crate::framing::Frame;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// Why a record was refused. The word stands on the topic and in metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -55,6 +56,17 @@ impl Reason {
 }
 
 impl Reason {
+    /// The reason of a word on the topic.
+    pub fn from_word(word: &str) -> Option<Reason> {
+        Reason::ALL.into_iter().find(|reason| reason.word() == word)
+    }
+
+    /// Whether it says that records are written wrongly. Late ones and those over a user's window say when
+    /// they came and how much one user does: a topic isn't damaged by them.
+    pub fn is_damage(self) -> bool {
+        !matches!(self, Reason::Late | Reason::WindowFull)
+    }
+
     /// What a person may look for, once records are refused for it.
     pub fn hint(self) -> &'static str {
         match self {
@@ -99,7 +111,45 @@ pub struct DeadLetter {
     pub payload: Option<Vec<u8>>,
 }
 
+/// Where a record stands on the store. Its text is `topic[partition]@offset`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Position {
+    /// The topic's name.
+    pub topic: String,
+    /// Its partition.
+    pub partition: u32,
+    /// Its offset.
+    pub offset: i64,
+}
+
+impl Position {
+    /// Reads the text of a position; `None` where it is none.
+    pub fn parse(text: &str) -> Option<Position> {
+        let (place, offset) = text.rsplit_once('@')?;
+        let (topic, partition) = place.strip_suffix(']')?.rsplit_once('[')?;
+        let position = Position {
+            topic: topic.to_owned(),
+            partition: partition.parse().ok()?,
+            offset: offset.parse().ok()?,
+        };
+        // Another spelling of a number would be another position.
+        (position.to_string() == text && position.offset >= 0).then_some(position)
+    }
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}[{}]@{}", self.topic, self.partition, self.offset)
+    }
+}
+
 impl DeadLetter {
+    /// Where the refused record stands.
+    pub fn source(&self) -> Position {
+        let partition = u32::try_from(self.partition).unwrap_or_default();
+        Position { topic: self.topic.clone(), partition, offset: self.offset }
+    }
+
     /// Cuts key and payload to `limit` bytes together, the key first. Only a record that is refused
     /// for its size has more; what is cut off still stands at the source position.
     pub fn cut(&mut self, limit: usize) {
@@ -115,5 +165,29 @@ impl DeadLetter {
     /// The key: framed source position (topic, partition, offset).
     pub fn key(&self) -> Vec<u8> {
         Frame::new().text(&self.topic).int(self.partition.into()).int(self.offset).into_bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_position_is_read_back_from_its_text_and_nothing_else_is_one() {
+        for (topic, partition, offset) in [("interactions", 0, 0), ("a.b-c_d[1]@2", 41, i64::MAX)] {
+            let position = Position { topic: topic.to_owned(), partition, offset };
+            assert_eq!(Position::parse(&position.to_string()), Some(position));
+        }
+        for text in ["", "t", "t@1", "t[0]", "t[0]@", "t[0]@-1", "t[-1]@1", "t[00]@1", "t[0]@+1", "t[0]@1 "] {
+            assert_eq!(Position::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_reason_is_found_by_its_word() {
+        for reason in Reason::ALL {
+            assert_eq!(Reason::from_word(reason.word()), Some(reason));
+        }
+        assert_eq!(Reason::from_word("tardy"), None);
     }
 }

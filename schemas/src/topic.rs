@@ -145,3 +145,6 @@ pub const HEADER_EPOCH: &str = "ictflow-epoch";
 pub const HEADER_SUBSTEP: &str = "ictflow-substep";
 /// The header with the wall-clock milliseconds of publication, decimal text.
 pub const HEADER_PUBLISHED_AT: &str = "ictflow-published-at";
+/// The header of a record that `dead-letters replay` appended to an input: where the refused record
+/// stands of which it is the replay, as [`crate::dead_letter::Position`] writes it.
+pub const HEADER_REPLAY_OF: &str = "ictflow-replay-of";

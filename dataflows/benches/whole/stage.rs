@@ -128,6 +128,7 @@ pub fn options(job: &str, partitions: u32, workers: usize) -> Options {
         create_inputs: Some(partitions),
         generate: false,
         calls_file: None,
+        dead_letters: Default::default(),
         accept_truncated: false,
         edges: Default::default(),
         bounded: None,

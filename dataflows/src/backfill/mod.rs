@@ -25,6 +25,7 @@ pub(crate) use plan::read as read_plan;
 pub use progress::Progress;
 pub use promote::{Demands, MAX_BEHIND, Switched, promote, rollback};
 
+use crate::dead_letters::ratio::Ratio;
 use crate::job::outputs::{self, backfill_job};
 use crate::job::{Bounded, Job, Options, Recorded, gone, starts};
 use crate::names::Names;
@@ -182,6 +183,8 @@ pub fn options(live: &Options, plan: &Plan) -> Options {
             collection: plan.details.collection.clone(),
         }),
         switch: None,
+        // What the live job has taken is taken.
+        dead_letters: Ratio::OFF,
         ..live.clone()
     }
 }

@@ -6,6 +6,7 @@
 
 mod backfill;
 mod check;
+mod dead_letters;
 mod erase;
 mod explain;
 mod promote;
@@ -45,6 +46,8 @@ enum Command {
     Backfill(backfill::Arguments),
     /// Find every problem of a configuration, its files and its connections. Writes nothing, but for --probe.
     Check(check::Arguments),
+    /// Dead letters: list them, or append them to their inputs again after a fix.
+    DeadLetters(dead_letters::Arguments),
     /// Replay MovieLens-100K as streams through the whole pipeline, on embedded defaults.
     Demo(demo::Arguments),
     /// Erase a user from the job's outputs, logs and snapshots, and print what was erased and what wasn't.
@@ -117,6 +120,7 @@ fn run_parsed(cli: Cli) -> ExitCode {
     let result = match cli.command {
         Command::Backfill(arguments) => backfill::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
+        Command::DeadLetters(arguments) => dead_letters::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments).map(done),
         Command::Erase(arguments) => erase::run(&arguments).map(done),
         Command::Explain(arguments) => explain::run(&arguments).map(done),

@@ -4,6 +4,7 @@ use super::parse;
 use super::raw::{EncoderKind, GeneratorKind, Raw, TopicsKind};
 use crate::cli::Restarts;
 use crate::cluster::{self, Cluster};
+use crate::dead_letters::ratio::Ratio;
 use crate::job::{Options, Parts};
 use crate::models::Models;
 use crate::names::Names;
@@ -228,6 +229,15 @@ impl Config {
             "run.restart_pause_max_ms must be run.restart_pause_ms to 600000",
         );
         require(
+            (10..=1_000_000).contains(&raw.limits.dead_letter_window),
+            "limits.dead_letter_window must be 10 to 1000000",
+        );
+        // What is no number is in no range.
+        require(
+            (0.0..=1.0).contains(&raw.limits.max_dead_letter_ratio),
+            "limits.max_dead_letter_ratio must be 0.0 to 1.0, which switches it off",
+        );
+        require(
             (1_000..=86_400_000).contains(&raw.snapshots.interval_ms),
             "snapshots.interval_ms must be 1000 to 86400000",
         );
@@ -299,6 +309,10 @@ impl Config {
         let create_inputs = (!kafka).then(|| raw.topics.partitions.unwrap_or(1));
         let options = Options {
             calls_file: Some(state.join(format!("{job}.calls"))),
+            dead_letters: Ratio {
+                max: raw.limits.max_dead_letter_ratio,
+                window: raw.limits.dead_letter_window,
+            },
             accept_truncated: false,
             edges: Default::default(),
             bounded: None,
@@ -397,6 +411,25 @@ impl Config {
             found.problems.join("; "),
             "records of such a schema become dead letters: change the producers, or name other topics",
         ))
+    }
+
+    /// The store of the topics for a replay of dead letters: it appends to inputs, which nothing frames
+    /// anew, and needs their headers. A dry one writes nothing.
+    pub fn topics_of_replay(&self, dry: bool) -> Result<Box<dyn Topics>> {
+        // A state folder that isn't there isn't made.
+        drop(self.topics(true)?);
+        let mut with_headers = self.clone();
+        if let Some(kafka) = &mut with_headers.raw.topics.kafka {
+            kafka.topics_without_headers.clear();
+        }
+        let store = with_headers.store(dry)?;
+        Ok(match &self.raw.registry {
+            // Ours aren't written, so none of our schemas is registered.
+            Some(registry) => {
+                Box::new(Registered::open(store, registry.clone(), self.options.names.roles(), true)?)
+            }
+            None => store,
+        })
     }
 
     fn store(&self, read_only: bool) -> Result<Box<dyn Topics>> {
@@ -639,6 +672,7 @@ mod tests {
             assert_eq!(raw.semantics, Semantics::default());
             assert_eq!(raw.telemetry, ictflow_connectors::telemetry::Config::default());
             assert_eq!(raw.cluster, cluster::Config::default());
+            assert_eq!(raw.limits, super::super::raw::Limits::default());
             if let Some(kafka) = &raw.topics.kafka {
                 let servers = kafka.bootstrap_servers.clone();
                 let default =

@@ -24,6 +24,8 @@ const ROWS: &[Row] = &[
     ("epochs.interval_ms", 60_000, 60_001, &[]),
     ("epochs.max_events", 1, 0, &[]),
     ("epochs.max_events", 1_000_000, 1_000_001, &[]),
+    ("limits.dead_letter_window", 10, 9, &[]),
+    ("limits.dead_letter_window", 1_000_000, 1_000_001, &[]),
     ("run.max_restarts", 0, -1, &[]),
     ("run.max_restarts", 1_000, 1_001, &[]),
     ("run.restart_pause_ms", 10, 9, &[]),
@@ -168,7 +170,9 @@ fn every_number_of_the_example_files_has_its_row() {
     }
     let ours = |path: &&String| {
         !path.contains('.')
-            || ["epochs.", "run.", "topics.", "semantics."].iter().any(|part| path.starts_with(part))
+            || ["epochs.", "limits.", "run.", "topics.", "semantics."]
+                .iter()
+                .any(|part| path.starts_with(part))
     };
     let tested: BTreeSet<&str> = ROWS.iter().map(|row| row.0).collect();
     let untested: Vec<&String> =
@@ -209,4 +213,20 @@ fn kinds_are_few_and_their_names_short() {
     assert_eq!(with(vec!["k".repeat(64)]), "");
     assert!(with(vec!["k".repeat(65)]).contains("semantics.kinds"));
     assert!(with(vec![String::new()]).contains("semantics.kinds"));
+}
+
+#[test]
+fn the_ratio_of_dead_letters_is_a_share() {
+    let with = |value: &str| {
+        let text = LOCAL.replace("max_dead_letter_ratio = 0.1", &format!("max_dead_letter_ratio = {value}"));
+        assert!(value == "0.1" || text != LOCAL);
+        let raw = toml::from_str::<Raw>(&text).unwrap_or_else(|e| panic!("{value}: {e}"));
+        Config::check(raw, None).err().map(|error| error.to_string()).unwrap_or_default()
+    };
+    for value in ["0.0", "0.1", "1.0"] {
+        assert_eq!(with(value), "");
+    }
+    for value in ["-0.1", "1.000001", "nan", "inf", "-inf"] {
+        assert!(with(value).contains("limits.max_dead_letter_ratio must be 0.0 to 1.0"), "{value}");
+    }
 }

@@ -2,6 +2,7 @@
 //! and types; an unknown key is an error.
 
 use crate::cluster;
+use crate::dead_letters::ratio::Ratio;
 use ictflow_connectors::llm::openai;
 use ictflow_connectors::{kafka, qdrant, registry, telemetry};
 use ictflow_schemas::config::Semantics;
@@ -24,6 +25,8 @@ pub struct Raw {
     pub generator: Generator,
     /// The ICT weights.
     pub ict: Ict,
+    /// What stops a job.
+    pub limits: Limits,
     /// The job's name. It names the transactional writers: one running process a name.
     pub job: Option<String>,
     /// The store of points: `[qdrant]`.
@@ -80,6 +83,23 @@ pub struct Epochs {
 impl Default for Epochs {
     fn default() -> Self {
         Epochs { interval_ms: 500, max_events: 10_000 }
+    }
+}
+
+/// `[limits]`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Records of a partition of an input over which dead letters are counted.
+    pub dead_letter_window: u64,
+    /// The largest share of these that may be dead letters before the job stops; 1.0: it never does.
+    pub max_dead_letter_ratio: f64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        let Ratio { max, window } = Ratio::default();
+        Limits { dead_letter_window: window, max_dead_letter_ratio: max }
     }
 }
 

@@ -50,13 +50,22 @@ fn clock_of(record: &EpochRecord, publish: bool) -> Clock {
     }
 }
 
+/// Refuses an epoch that holds a record with which a partition has more dead letters than it may.
+fn within_ratio(record: &EpochRecord, harvest: &Harvest) -> Result<()> {
+    harvest.crossed.as_ref().map_or(Ok(()), |crossed| Err(crossed.stop(record.epoch)))
+}
+
 impl Job {
     /// Commits the bounds of a new epoch, runs it and commits its outputs.
+    ///
+    /// An epoch with too many dead letters is refused before its bounds are: once the cause is mended, its
+    /// records may be judged otherwise, and bounds on record say how they were.
     pub(super) fn commit(
         &mut self,
         record: EpochRecord,
         harvest: Harvest,
     ) -> Result<Option<(i64, Committed)>> {
+        within_ratio(&record, &harvest)?;
         epochs::commit(&mut *self.bounds, self.options.names.of(Topic::Epochs), &record)?;
         self.options.edges.pass(Edge::BoundsRecorded, record.epoch);
         self.run_and_commit(record, harvest)
@@ -216,6 +225,8 @@ impl Job {
         self.truncation.check(&record, self.last.as_ref(), &self.judge.maxima())?;
         self.judge.raise(&record.maxima);
         if record.epoch > self.committed {
+            // A predecessor's bounds, under another limit.
+            within_ratio(&record, &harvest)?;
             self.run_and_commit(record, harvest)?;
             return Ok(());
         }
@@ -251,7 +262,7 @@ impl Job {
         input: EpochInput,
     ) -> EpochOutput {
         let (windows, states): (Vec<Saved>, Vec<Saved>) =
-            states.into_iter().partition(|saved| saved.part == Part::Accept);
+            states.into_iter().partition(|saved| matches!(saved.part, Part::Accept | Part::Refusals));
         for saved in windows {
             self.judge.restore(saved);
         }

@@ -7,12 +7,17 @@
 //! leaves the epoch uncommitted, and whoever starts next does all of it again, which changes nothing.
 //!
 //! An embedding whose text another record has, too, survives.
+//!
+//! A replay of dead letters that read the bounds before the erasure's stood there could append a record of
+//! the user behind its offsets. So the erasure holds the replays' writer meanwhile: one that was under way
+//! is fenced, and where one began the writer tells, and the erasure is made again.
 
 use super::Job;
+use crate::dead_letters::replay::writer_id;
 use crate::epochs;
 use crate::pipeline::EpochInput;
 use crate::sources::Harvest;
-use ictflow_connectors::{Error, Result};
+use ictflow_connectors::{Disposition, Error, Result};
 use ictflow_schemas::cot::CotRecord;
 use ictflow_schemas::epoch::{EpochRecord, Erasure};
 use ictflow_schemas::framing::{Digest, text_digest, unframe};
@@ -22,6 +27,9 @@ use ictflow_schemas::wire::{Format, Wire};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+
+/// Erasures in a row, where dead letters are replayed meanwhile.
+const TRIES: usize = 3;
 
 /// What an erasure did, and what it couldn't.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -53,6 +61,20 @@ pub struct Receipt {
     pub not_erased: Vec<String>,
 }
 
+impl Receipt {
+    /// This receipt and that of an earlier erasure of the same user in one.
+    fn after(mut self, earlier: &Receipt) -> Self {
+        self.features += earlier.features;
+        self.examples += earlier.examples;
+        self.demonstrations += earlier.demonstrations;
+        self.cots += earlier.cots;
+        self.embeddings += earlier.embeddings;
+        self.embeddings_kept = self.embeddings_kept.max(earlier.embeddings_kept);
+        self.snapshot_objects += earlier.snapshot_objects;
+        self
+    }
+}
+
 /// An answer of an erased user that came afterwards.
 pub(super) struct Stray {
     key: Digest,
@@ -63,8 +85,29 @@ impl Job {
     /// Erases a user in an epoch of its own and says what became of it. Doing it again is harmless.
     ///
     /// # Errors
-    /// Those of [`Job::step`]; `Fatal` for an empty id.
+    /// Those of [`Job::step`]; `Fatal` for an empty id, or where dead letters are replayed on and on.
     pub fn erase(&mut self, user: &str) -> Result<Receipt> {
+        let mut earlier = Receipt::default();
+        for _ in 0..TRIES {
+            let mut replays = self.topics.writer(&writer_id(&self.options.job))?;
+            let receipt = self.erase_once(user)?.after(&earlier);
+            match replays.standing(self.options.names.of(Topic::Epochs)) {
+                Ok(()) => return Ok(receipt),
+                Err(error) if error.disposition == Disposition::Fatal => {
+                    tracing::warn!("dead letters were replayed meanwhile, the user is erased once more");
+                    earlier = receipt;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(Error::fatal(
+            "erase a user",
+            "dead letters are replayed again and again meanwhile, and may bring the user back",
+            "wait until dead-letters replay has ended, then erase again",
+        ))
+    }
+
+    fn erase_once(&mut self, user: &str) -> Result<Receipt> {
         if user.is_empty() {
             return Err(Error::fatal(
                 "erase a user",
@@ -243,7 +286,7 @@ impl Job {
         let list = [
             format!("{events} records of {}, which their owner purges", names.of(Topic::Interactions)),
             format!("{sets} records of {}, which their owner purges", names.of(Topic::Candidates)),
-            format!("{letters} dead letters on {}, until its retention takes them", names.of(Topic::DeadLetters)),
+            format!("{letters} dead letters on {}, until its retention takes them; none is replayed", names.of(Topic::DeadLetters)),
             "records below the tombstones on cot, embeddings, features and examples, until compaction takes them"
                 .to_owned(),
             "records of the user that are delivered again or come new from now on".to_owned(),

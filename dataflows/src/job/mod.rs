@@ -25,6 +25,7 @@ mod start;
 mod truncation;
 
 use crate::cluster::Cluster;
+use crate::dead_letters::ratio::Ratio;
 use crate::engine::Engine;
 use crate::keeper::Keeper;
 use crate::names::Names;
@@ -111,6 +112,8 @@ pub struct Options {
     pub generate: bool,
     /// Where each call's key and attempt is appended.
     pub calls_file: Option<PathBuf>,
+    /// How many records of a partition may be dead letters before the job stops.
+    pub dead_letters: Ratio,
     /// Whether a start goes on without needed records that are gone, and puts the loss on record.
     pub accept_truncated: bool,
     /// What is called at the edges of a commit: none but in tests.

@@ -181,6 +181,7 @@ impl Job {
             candidate_partitions,
             (encoder.id(), encoder.width()),
         );
+        judge.limit(options.dead_letters);
         for erasure in records.iter().flat_map(|record| &record.erasures).chain(&bounded.erasures) {
             judge.erase(erasure);
         }

@@ -4,6 +4,7 @@
 mod backfill;
 mod check;
 mod cluster;
+mod dead_letters;
 mod demo;
 mod explain;
 mod files;

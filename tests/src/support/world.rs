@@ -15,6 +15,7 @@ use ictflow_connectors::registry::{self, Registered};
 use ictflow_connectors::snapshots::Snapshots;
 use ictflow_connectors::topics::Topics;
 use ictflow_dataflows::cluster::Cluster;
+use ictflow_dataflows::dead_letters::ratio::Ratio;
 use ictflow_dataflows::epochs::{read_compacted, read_whole};
 use ictflow_dataflows::job::outputs::active;
 use ictflow_dataflows::job::{Edges, Job, Options, Parts};
@@ -114,6 +115,8 @@ pub struct World {
     pub calls_file: Option<PathBuf>,
     /// Where snapshots are kept and how often one is taken.
     pub snapshots: Option<(PathBuf, Duration)>,
+    /// How many records of a partition may be dead letters.
+    pub dead_letters: Ratio,
     /// Whether a start goes on without needed records that are gone.
     pub accept_truncated: bool,
     /// What is called at the edges of a commit.
@@ -148,6 +151,7 @@ impl World {
             weights,
             calls_file: None,
             snapshots: None,
+            dead_letters: Ratio::default(),
             accept_truncated: false,
             edges: Edges::default(),
             points: None,
@@ -257,6 +261,7 @@ impl World {
             create_inputs: matches!(self.store, Store::Local(_)).then_some(self.partitions),
             generate: self.generate,
             calls_file: self.calls_file.clone(),
+            dead_letters: self.dead_letters,
             accept_truncated: self.accept_truncated,
             edges: self.edges.clone(),
             bounded: None,

@@ -8,6 +8,7 @@ mod lines;
 
 use crate::parity::verify;
 use damage::{Outcome, Row, base, rest, rows, sent};
+use ictflow_dataflows::dead_letters::ratio::Ratio;
 use ictflow_dataflows::epochs::read_whole;
 use ictflow_dataflows::job::Job;
 use ictflow_schemas::config::{CotStride, Semantics};
@@ -34,8 +35,10 @@ pub fn semantics() -> Semantics {
     }
 }
 
+/// All the damage that a test wants: no share of it stops these jobs.
 pub fn start(folder: &Path, semantics: Semantics, weights: &Arc<Vec<u8>>) -> (World, Job) {
-    let world = World::new(folder, "bad", semantics, weights.clone());
+    let mut world = World::new(folder, "bad", semantics, weights.clone());
+    world.dead_letters = Ratio::OFF;
     let job = world.start(template(), hashed());
     (world, job)
 }

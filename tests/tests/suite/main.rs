@@ -4,6 +4,7 @@
 mod backfill;
 mod bad_input;
 mod chaos;
+mod dead_letters;
 mod economy;
 mod endpoint;
 mod erasure;

@@ -49,7 +49,7 @@ const THEIR_ITEMS: &str = r#"{"type":"record","name":"Product","fields":[
 /// An id that no registry of these tests gives away.
 const NO_ID: u32 = 9_999_999;
 
-fn ours(topic: Topic) -> &'static str {
+pub fn ours(topic: Topic) -> &'static str {
     versions(topic).last().unwrap().source
 }
 
@@ -103,7 +103,7 @@ fn dead_letters(world: &World) -> BTreeMap<(String, i32, i64), DeadLetter> {
 }
 
 /// The configuration of a world's job, as a file would give it.
-fn configuration(world: &World, folder: &Path) -> checked::Config {
+pub fn configuration(world: &World, folder: &Path) -> checked::Config {
     let (kind, kafka, file) = match &world.store {
         Store::Local(file) => (TopicsKind::Local, None, Some(file.clone())),
         Store::Kafka(config) => (TopicsKind::Kafka, Some((**config).clone()), None),
@@ -262,7 +262,7 @@ fn a_job_behind_a_real_registry_equals_the_oracle_over_a_restart() {
 }
 
 /// A world on one file, behind a double, with an item that every example needs.
-fn small(folder: &Path, double: &Double, job: &str) -> World {
+pub fn small(folder: &Path, double: &Double, job: &str) -> World {
     let semantics = Semantics { cot_stride: crate::parity::semantics(1).cot_stride, ..Semantics::default() };
     let mut world = World::new(folder, job, semantics, world::weights(384));
     world.registry = Some(registry::config(double.url()));
@@ -270,7 +270,7 @@ fn small(folder: &Path, double: &Double, job: &str) -> World {
 }
 
 /// Puts records on their topics, their values framed under an id, or as they are.
-fn put(world: &World, lines: &[Value], id: Option<u32>) {
+pub fn put(world: &World, lines: &[Value], id: Option<u32>) {
     let mut topics = world.raw_topics();
     for topic in [Topic::Interactions, Topic::Items, Topic::Candidates] {
         topics.ensure(topic.name(), world.partitions, topic.policy()).unwrap();
@@ -285,7 +285,7 @@ fn put(world: &World, lines: &[Value], id: Option<u32>) {
 }
 
 /// Events of a user: an impression of each item and its outcome, from `at` on.
-fn events(user: &str, items: &[&str], at: i64) -> Vec<Value> {
+pub fn events(user: &str, items: &[&str], at: i64) -> Vec<Value> {
     let rated = |(i, item): (usize, &&str)| {
         let time = at + 60_000 * i as i64;
         [

@@ -165,8 +165,9 @@ fn of_any_topic(topic: Topic, key: &str, good: &[u8], foreign: Vec<u8>) -> Vec<R
     let dead = || Outcome::Dead(Reason::Unreadable);
     let at = |name: &str, value: &[u8]| row(name, topic, Some(key.as_bytes()), Some(value.to_vec()), dead());
     let keyed = |name: &str, key: Option<&[u8]>| row(name, topic, key, Some(good.to_vec()), dead());
-    let mut other = good.to_vec();
+    let (mut other, mut marker) = (good.to_vec(), good.to_vec());
     other[5] ^= 1;
+    marker[0] ^= 1;
     vec![
         at("undecodable", b"garbage"),
         at("empty value", b""),
@@ -175,6 +176,8 @@ fn of_any_topic(topic: Topic, key: &str, good: &[u8], foreign: Vec<u8>) -> Vec<R
         at("trailing bytes", &[good, b"x"].concat()),
         at("schema of another topic", &foreign),
         at("unknown fingerprint", &other),
+        at("another marker", &marker),
+        at("a registry's framing without a registry", &[&[0, 0, 0, 0, 1], &good[10..]].concat()),
         at("JSON on a topic of Avro", br#"{"title": "x"}"#),
         at("deep nesting", &b"[".repeat(50_000)),
         at("a length that lies", &[&good[..10], &[0xfe, 0xff, 0xff, 0xff, 0x0f], b"x"].concat()),
@@ -277,6 +280,14 @@ fn interactions() -> Vec<Row> {
         "value that no one needs, NaN",
         Interaction { event_id: "zz-nan".into(), value: Some(f64::NAN), ..mine() },
     ));
+    for (name, value) in [
+        ("the largest value", f64::MAX),
+        ("the least value", f64::MIN),
+        ("the smallest value", f64::from_bits(1)),
+    ] {
+        let event_id = format!("zz {name}");
+        rows.push(counts(name, Interaction { event_id, kind: "rate".into(), value: Some(value), ..mine() }));
+    }
     rows.push(counts(
         "control characters in ids",
         Interaction { item_id: "zz\u{0}\n\u{7f}".into(), event_id: "zz\t\u{85}\u{202e}".into(), ..mine() },

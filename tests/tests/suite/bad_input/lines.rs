@@ -82,6 +82,7 @@ fn start(folder: &Path, world: &World) -> Job {
         create_inputs: Some(1),
         generate: true,
         calls_file: None,
+        dead_letters: world.dead_letters,
         accept_truncated: false,
         edges: Default::default(),
         bounded: None,
