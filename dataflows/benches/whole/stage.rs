@@ -90,6 +90,7 @@ pub fn start(folder: &Path, semantics: &Semantics, partitions: u32, workers: usi
         calls_file: None,
         accept_truncated: false,
         edges: Default::default(),
+        by_hand: false,
         bounded: None,
         switch: None,
         cluster: Default::default(),

@@ -301,6 +301,7 @@ impl Config {
             calls_file: Some(state.join(format!("{job}.calls"))),
             accept_truncated: false,
             edges: Default::default(),
+            by_hand: false,
             bounded: None,
             switch: None,
             job,

@@ -84,6 +84,7 @@ fn start(folder: &Path, world: &World) -> Job {
         calls_file: None,
         accept_truncated: false,
         edges: Default::default(),
+        by_hand: false,
         bounded: None,
         switch: None,
         cluster: Default::default(),
