@@ -131,8 +131,10 @@ pub struct Requester {
     texts: Sender<Vec<(Digest, Arc<str>)>>,
     vectors: Receiver<Result<Vectors>>,
     embedding: bool,
-    /// What makes the calls where no thread does.
-    hands: Option<Hands>,
+    /// What makes the calls where no thread does, and how often was looked at the queue: a millisecond each,
+    /// so that pauses pass as the looks do.
+    hands: Option<(Hands, u64)>,
+    begun: Instant,
     /// What was asked and made.
     pub accounting: Accounting,
     times: CallTimes,
@@ -182,7 +184,7 @@ impl Requester {
         let (made, vectors) = bounded(1);
         let coder = Coder { encoder, texts: to_embed, vectors: made, times: times.clone() };
         let hands = if by_hand {
-            Some(Hands::new(callers, coder))
+            Some((Hands::new(callers, coder), 0))
         } else {
             for caller in callers {
                 spawn("generator", move || caller.run())?;
@@ -219,6 +221,7 @@ impl Requester {
             vectors,
             embedding: false,
             hands,
+            begun: Instant::now(),
             accounting: Accounting::default(),
             times,
         })
@@ -226,7 +229,15 @@ impl Requester {
 
     /// What makes the calls where no thread does.
     pub fn hands(&mut self) -> Option<&mut Hands> {
-        self.hands.as_mut()
+        self.hands.as_mut().map(|(hands, _)| hands)
+    }
+
+    /// The time by which pauses pass.
+    fn now(&self) -> Instant {
+        match &self.hands {
+            Some((_, looks)) => self.begun + Duration::from_millis(*looks),
+            None => Instant::now(),
+        }
     }
 
     /// Lets calls be made from now on. Keys that a predecessor has called go on from there, as far as its
@@ -384,6 +395,9 @@ impl Requester {
     /// # Errors
     /// `Fatal` where a generator or the encoder can't go on.
     pub fn pump(&mut self, texts: &Texts) -> Result<Vec<NewRecord>> {
+        if let Some((_, looks)) = &mut self.hands {
+            *looks += 1;
+        }
         let mut records = Vec::new();
         self.collect(&mut records)?;
         if self.open {
@@ -506,13 +520,13 @@ impl Requester {
         let Disposition::Retry { after } = error.disposition else {
             return Err(error);
         };
-        let not_before = Instant::now() + after.min(LONGEST_PAUSE);
+        let not_before = self.now() + after.min(LONGEST_PAUSE);
         if started {
             self.accounting.interrupted += 1;
             tracing::warn!(%error, "call ended without an answer, asking again later");
         } else {
             // Nothing is wrong with the key, and no other could be called either.
-            let until = Instant::now() + after.min(LOOK_AGAIN);
+            let until = self.now() + after.min(LOOK_AGAIN);
             self.held_until = Some(self.held_until.map_or(until, |before| before.max(until)));
         }
         self.in_flight.remove(&key);
@@ -569,7 +583,7 @@ impl Requester {
     }
 
     fn hand_over(&mut self, texts: &Texts) {
-        let now = Instant::now();
+        let now = self.now();
         if self.held_until.is_none_or(|until| until <= now) {
             self.held_until = None;
             self.call(now, texts);

@@ -92,16 +92,15 @@ fn at_the_limit_the_next_newest_takes_the_place_of_one_that_goes() {
     assert_eq!(job.requester().accounting.attempts, 3, "and none is asked again");
 }
 
-/// Appends and steps until an epoch closes or the job stops.
+/// Appends and steps until all of it is committed, or the job stops.
 fn step(job: &mut Job, lines: &[Value], world: &World) -> Option<Error> {
     world::append(job, lines, world.partitions);
-    loop {
-        match job.step(Duration::from_millis(5)) {
-            Ok(step) if step.epoch.is_some() && job.sink().publishing() => return None,
-            Ok(_) => {}
-            Err(error) => return Some(error),
+    while !job.idle().unwrap() {
+        if let Err(error) = job.step(Duration::from_millis(5)) {
+            return Some(error);
         }
     }
+    None
 }
 
 fn committed(world: &World) -> i64 {

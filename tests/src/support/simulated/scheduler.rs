@@ -204,7 +204,7 @@ impl Simulation {
         let opening = self.workload.opening(&mut self.rng);
         self.log.produce(&opening);
         self.start()?;
-        for _ in 0..self.rng.usize(100..220) {
+        for _ in 0..self.rng.usize(60..130) {
             self.act()?;
             self.ledger.look(self.job.as_ref())?;
         }

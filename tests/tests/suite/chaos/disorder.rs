@@ -72,7 +72,7 @@ fn sorted(rng: &mut Rng) -> Vec<Value> {
     let mut shown: Vec<(usize, usize, String)> = Vec::new();
     (0..EVENTS)
         .map(|n| {
-            let time = START + n * PACE + rng.i64(..PACE);
+            let time = START + n * PACE + rng.i64(0..PACE);
             let (id, user, of) = (format!("e{n}"), rng.usize(..USERS), rng.usize(..ITEMS));
             let outcomes =
                 [("like", None), ("skip", None), ("rate", Some(4.5)), ("play", Some(0.2)), ("click", None)];
@@ -104,7 +104,7 @@ fn disordered(rng: &mut Rng, sorted: &[Value], lateness: i64) -> (Vec<Value>, u6
     let mut placed: Vec<(i64, Value)> = Vec::new();
     let mut twice = 0;
     let place = |rng: &mut Rng, line: &Value| {
-        let when = time(line) + rng.i64(..lateness);
+        let when = time(line) + rng.i64(0..lateness);
         let mut line = line.clone();
         line["timestamp"] = json!(when);
         (when, line)

@@ -36,8 +36,8 @@ fn whatever_order_a_seed_gives_the_outputs_are_those_of_the_logs() {
     println!("seeds {seeds:?}: {total:?}");
     // What a scheduler doesn't draw it can't find.
     if many {
-        let rare: Vec<_> = total.all().into_iter().filter(|(_, seen)| *seen < SHORT).collect();
-        assert!(rare.is_empty(), "seen less than once a seed: {rare:?}");
+        let rare: Vec<_> = total.all().into_iter().filter(|(_, seen)| *seen < SHORT / 4).collect();
+        assert!(rare.is_empty(), "seen less than once in four seeds: {rare:?}");
     }
 }
 
