@@ -5,9 +5,11 @@
 //! process's workers, who exchange it with all by user, item and key; what comes out is exchanged back
 //! to this process. One epoch is under way at a time: the sink's transaction is the unit of progress, so
 //! a second one would only wait.
+//!
+//! [`Engine::here`] has one worker and no thread: it runs while it is asked to, in the caller's.
 
 use crate::cluster::{Cluster, Session};
-use crate::pipeline::{EpochInput, EpochOutput, pipeline};
+use crate::pipeline::{EpochInput, EpochOutput, Pipeline, pipeline};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use ictflow_connectors::{Error, Result};
 use ictflow_operators::Epoch;
@@ -15,16 +17,16 @@ use ictflow_operators::clock::Clock;
 use ictflow_operators::ict::Weights;
 use ictflow_schemas::config::Semantics;
 use std::sync::Arc;
-use timely::communication::WorkerGuards;
+use std::time::Instant;
+use timely::communication::allocator::thread::Thread;
+use timely::communication::{Allocator, WorkerGuards};
 use timely::worker::Worker;
 
 type Command = (Epoch, Clock, EpochInput);
 
 /// Running workers.
 pub struct Engine {
-    commands: Vec<Sender<Command>>,
-    outputs: Vec<Receiver<EpochOutput>>,
-    guards: Option<WorkerGuards<()>>,
+    workers: Workers,
     /// By worker of this process, the events that its `history` has taken.
     events: Vec<u64>,
     /// Workers, those of other processes included.
@@ -33,7 +35,31 @@ pub struct Engine {
     dead: bool,
 }
 
+enum Workers {
+    /// Threads: by worker its commands and its outputs.
+    Threads {
+        commands: Vec<Sender<Command>>,
+        outputs: Vec<Receiver<EpochOutput>>,
+        guards: Option<WorkerGuards<()>>,
+    },
+    /// One worker in the caller's thread, and its dataflow.
+    Here(Box<(Worker, Pipeline)>),
+}
+
 impl Engine {
+    /// One worker that runs in the caller's thread.
+    pub fn here(semantics: &Arc<Semantics>, weights: &Arc<Weights>) -> Self {
+        let alone = Allocator::Thread(Thread::default());
+        let mut worker = Worker::new(config(), alone, Some(Instant::now()));
+        let pipeline = pipeline(&mut worker, 1, semantics, weights);
+        Engine {
+            workers: Workers::Here(Box::new((worker, pipeline))),
+            events: vec![0],
+            peers: 1,
+            dead: false,
+        }
+    }
+
     /// Starts `workers` threads with the graph built.
     ///
     /// # Errors
@@ -94,9 +120,7 @@ impl Engine {
                 }
             })?;
         Ok(Engine {
-            commands,
-            outputs,
-            guards: Some(guards),
+            workers: Workers::Threads { commands, outputs, guards: Some(guards) },
             events: vec![0; workers],
             peers: workers * processes,
             dead: false,
@@ -111,15 +135,25 @@ impl Engine {
     pub fn run(&mut self, epoch: Epoch, clock: Clock, input: EpochInput) -> EpochOutput {
         // Set until all workers have answered.
         self.dead = true;
-        let shares = spread(input, self.commands.len());
-        for (command, share) in self.commands.iter().zip(shares) {
-            command.send((epoch, clock.clone(), share)).expect("a timely worker runs until the engine stops");
-        }
         let mut whole = EpochOutput::default();
-        for (worker, output) in self.outputs.iter().enumerate() {
-            let share = output.recv().expect("a timely worker runs until the engine stops");
-            self.events[worker] += share.events;
-            whole.merge(share);
+        match &mut self.workers {
+            Workers::Threads { commands, outputs, .. } => {
+                for (command, share) in commands.iter().zip(spread(input, commands.len())) {
+                    command
+                        .send((epoch, clock.clone(), share))
+                        .expect("a timely worker runs until the engine stops");
+                }
+                for (worker, output) in outputs.iter().enumerate() {
+                    let share = output.recv().expect("a timely worker runs until the engine stops");
+                    self.events[worker] += share.events;
+                    whole.merge(share);
+                }
+            }
+            Workers::Here(here) => {
+                let (worker, pipeline) = &mut **here;
+                whole = pipeline.run(worker, epoch, clock, input);
+                self.events[0] += whole.events;
+            }
         }
         self.dead = false;
         whole.sort();
@@ -141,8 +175,9 @@ impl Engine {
 impl Drop for Engine {
     /// Ends the workers and waits for them, those of other processes too.
     fn drop(&mut self) {
-        self.commands.clear();
-        match self.guards.take() {
+        let Workers::Threads { commands, guards, .. } = &mut self.workers else { return };
+        commands.clear();
+        match guards.take() {
             // Its peers may wait for the dead one for ever.
             Some(guards) if self.dead => std::mem::forget(guards),
             guards => drop(guards),
@@ -227,6 +262,7 @@ impl EpochOutput {
         self.saved.extend(other.saved);
         self.recall = (self.recall.0 + other.recall.0, self.recall.1 + other.recall.1);
         self.history_users += other.history_users;
+        self.left_out += other.left_out;
         self.events += other.events;
     }
 

@@ -9,6 +9,8 @@
 //! that an operator whose part didn't change isn't written. What the sources refused is by partition, with
 //! a letter of its own; a program that doesn't know it passes it over.
 //!
+//! By hand, without the thread, the copied states are written when the next snapshot is looked for.
+//!
 //! Memory: the copied states until they are written.
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -56,6 +58,14 @@ pub struct Figures {
     pub pause: Duration,
 }
 
+/// Who writes the copied states.
+enum Writer {
+    /// A thread of its own.
+    Thread { work: Option<Sender<Work>>, done: Receiver<Result<Manifest>>, thread: Option<JoinHandle<()>> },
+    /// Whoever looks next; until then they wait here.
+    Hand(Option<Work>),
+}
+
 /// The keeper.
 pub struct Keeper {
     store: Arc<Mutex<Snapshots>>,
@@ -63,9 +73,7 @@ pub struct Keeper {
     interval: Duration,
     taken: Instant,
     base: Option<Manifest>,
-    work: Option<Sender<Work>>,
-    done: Receiver<Result<Manifest>>,
-    thread: Option<JoinHandle<()>>,
+    writer: Writer,
     under_way: bool,
     /// Users erased by this process: not even their removal is written.
     erased: BTreeSet<String>,
@@ -75,27 +83,15 @@ pub struct Keeper {
 
 impl Keeper {
     /// A keeper of a job's snapshots in this store, one an interval.
-    pub fn new(store: Snapshots, job: &str, interval: Duration) -> Self {
+    pub fn new(store: Snapshots, job: &str, interval: Duration, by_hand: bool) -> Self {
         let store = Arc::new(Mutex::new(store));
-        let ((work, to_do), (report, done)) = (bounded::<Work>(1), bounded(1));
-        let writing = store.clone();
-        let thread = std::thread::spawn(move || {
-            for work in to_do {
-                let written = write(&writing, &work);
-                if report.send(written).is_err() {
-                    break;
-                }
-            }
-        });
         Keeper {
+            writer: if by_hand { Writer::Hand(None) } else { thread(store.clone()) },
             store,
             job: job.to_owned(),
             interval,
             taken: Instant::now(),
             base: None,
-            work: Some(work),
-            done,
-            thread: Some(thread),
             under_way: false,
             erased: BTreeSet::new(),
             figures: Figures::default(),
@@ -189,23 +185,34 @@ impl Keeper {
         let base = self.base.clone().filter(|_| extent == Extent::Changed);
         self.figures.pause = pause;
         self.taken = Instant::now();
-        self.under_way =
-            self.work.as_ref().is_some_and(|work| work.send(Work { meta, base, shards }).is_ok());
+        let todo = Work { meta, base, shards };
+        self.under_way = match &mut self.writer {
+            Writer::Thread { work, .. } => work.as_ref().is_some_and(|work| work.send(todo).is_ok()),
+            Writer::Hand(waiting) => {
+                *waiting = Some(todo);
+                true
+            }
+        };
     }
 
     /// Waits for the one that is under way.
     pub fn settle(&mut self) {
-        if self.under_way
-            && let Ok(done) = self.done.recv()
-        {
-            self.note(done);
-        }
+        self.look(|done| done.recv().ok());
     }
 
     fn collect(&mut self) {
-        if self.under_way
-            && let Ok(done) = self.done.try_recv()
-        {
+        self.look(|done| done.try_recv().ok());
+    }
+
+    fn look(&mut self, done: impl FnOnce(&Receiver<Result<Manifest>>) -> Option<Result<Manifest>>) {
+        if !self.under_way {
+            return;
+        }
+        let done = match &mut self.writer {
+            Writer::Thread { done: written, .. } => done(written),
+            Writer::Hand(waiting) => waiting.take().map(|work| write(&self.store, &work)),
+        };
+        if let Some(done) = done {
             self.note(done);
         }
     }
@@ -247,11 +254,25 @@ impl Keeper {
 
 impl Drop for Keeper {
     fn drop(&mut self) {
-        self.work = None;
-        if let Some(thread) = self.thread.take() {
+        let Writer::Thread { work, thread, .. } = &mut self.writer else { return };
+        *work = None;
+        if let Some(thread) = thread.take() {
             let _ = thread.join();
         }
     }
+}
+
+fn thread(store: Arc<Mutex<Snapshots>>) -> Writer {
+    let ((work, to_do), (report, done)) = (bounded::<Work>(1), bounded(1));
+    let thread = std::thread::spawn(move || {
+        for work in to_do {
+            let written = write(&store, &work);
+            if report.send(written).is_err() {
+                break;
+            }
+        }
+    });
+    Writer::Thread { work: Some(work), done, thread: Some(thread) }
 }
 
 fn write(store: &Mutex<Snapshots>, work: &Work) -> Result<Manifest> {

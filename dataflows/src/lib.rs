@@ -2,6 +2,7 @@
 
 pub mod backfill;
 pub mod call_times;
+pub mod callers;
 pub mod check;
 pub mod cli;
 pub mod cluster;

@@ -28,7 +28,7 @@ use differential_dataflow::{AsCollection, ExchangeData, VecCollection};
 use ictflow_operators::answers::{self, AnswerChange};
 use ictflow_operators::catalog::{self, ItemChange};
 use ictflow_operators::clock::Clock;
-use ictflow_operators::demonstrations::{self, demonstrations, newest};
+use ictflow_operators::demonstrations::{self, Pooled, demonstrations, newest};
 use ictflow_operators::eligible::{self, eligible};
 use ictflow_operators::features::{FeatureUpdate, features};
 use ictflow_operators::history::{self, history};
@@ -87,6 +87,8 @@ pub struct EpochOutput {
     pub embed: Changes<Digest>,
     /// Demonstrations in the pool.
     pub demonstrations: Changes<Arc<Demonstration>>,
+    /// Demonstrations over `max_demonstrations`, left out of the pool: how many more.
+    pub left_out: isize,
     /// Pairs that ask the store of points.
     pub lookups: Vec<Lookup>,
     /// Recall of measured lookups: found, and of how many.
@@ -165,20 +167,21 @@ pub fn pipeline(
 
         let texts = answers.clone().flat_map(answers::Output::ok);
         let found = demonstrations(eligible, texts, states.clone(), known, clock.clone());
-        let pool = newest(
+        let pooled = newest(
             found.clone().flat_map(demonstrations::Output::demonstration),
             semantics.max_demonstrations,
         );
+        let pool = pooled.clone().flat_map(Pooled::kept);
         let cot_texts = found.flat_map(demonstrations::Output::wanted);
         let embed = journal(item_texts.concat(cot_texts).map(|text| (text, ())), embedded);
 
-        let pooled = broadcast(pool.clone(), peers);
+        let everywhere = broadcast(pool.clone(), peers);
         let retrieved = retrieval(
             retrieval::Inputs {
                 pairs,
                 newest: newest_histories.clone(),
                 items: states,
-                demonstrations: pooled,
+                demonstrations: everywhere,
                 found: inputs.found.to_collection(scope),
                 clock: clock.clone(),
             },
@@ -201,6 +204,8 @@ pub fn pipeline(
             out.recall = (out.recall.0 + u64::from(found), out.recall.1 + u64::from(of));
         });
         deliver(pool, out(&outbox), |out, datum, diff| out.demonstrations.push((datum, diff)));
+        let left_out = pooled.flat_map(Pooled::left_out);
+        deliver(left_out, out(&outbox), |out, (), diff| out.left_out += diff);
         let failed = answers.flat_map(answers::Output::failed);
         deliver(failed, out(&outbox), |out, key, diff| out.failed.push((key, diff)));
         let saved = histories

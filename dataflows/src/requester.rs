@@ -19,6 +19,7 @@
 //! encoder call. The queue holds at most one entry a wanted key.
 
 use crate::call_times::CallTimes;
+use crate::callers::{Call, Called, Caller, Coder, Hands, Vectors};
 use crate::names::Names;
 use crate::pipeline::EpochOutput;
 use crate::queue::{Activity, Queue};
@@ -26,19 +27,19 @@ use crate::texts::Texts;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 use ictflow_connectors::encoder::Embed;
 use ictflow_connectors::llm::Generate;
-use ictflow_connectors::llm::answer::{Interrupted, Progress, Subject, answer};
+use ictflow_connectors::llm::answer::{Interrupted, Progress};
 use ictflow_connectors::llm::health::Health;
 use ictflow_connectors::llm::validate::Validator;
 use ictflow_connectors::{Disposition, Error, Result, clock};
 use ictflow_schemas::Millis;
-use ictflow_schemas::cot::{CotRecord, CotRequest, PromptEntry, PromptView};
+use ictflow_schemas::cot::{CotRequest, PromptEntry, PromptView};
 use ictflow_schemas::embedding::{Embedding, EmbeddingStatus};
 use ictflow_schemas::framing::{Digest, Partitioner};
 use ictflow_schemas::item::ItemText;
 use ictflow_schemas::topic::{NewRecord, Topic};
 use ictflow_schemas::wire::Wire;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -82,24 +83,6 @@ pub struct Accounting {
     pub tokens_out: i64,
     /// Texts embedded.
     pub embeddings: u64,
-}
-
-/// A call for a generator thread.
-struct Call {
-    request: CotRequest,
-    view: Arc<PromptView>,
-    progress: Progress,
-}
-
-/// Texts by digest with their vectors.
-type Vectors = Vec<(Digest, Vec<f32>)>;
-
-/// What a generator thread says of a call.
-enum Called {
-    /// Call so and so of a key is under way.
-    Attempt(Digest, u32),
-    /// It ended: a record, a failure of the service, or a call that couldn't be started.
-    Ended(Digest, std::result::Result<Box<CotRecord>, Interrupted>),
 }
 
 /// A wanted key without an answer.
@@ -148,14 +131,19 @@ pub struct Requester {
     texts: Sender<Vec<(Digest, Arc<str>)>>,
     vectors: Receiver<Result<Vectors>>,
     embedding: bool,
+    /// What makes the calls where no thread does, and how often was looked at the queue: a millisecond each,
+    /// so that pauses pass as the looks do.
+    hands: Option<(Hands, u64)>,
+    begun: Instant,
     /// What was asked and made.
     pub accounting: Accounting,
     times: CallTimes,
 }
 
 impl Requester {
-    /// Starts a thread for each generator, and one for the encoder. Users are active for `pair_ttl`.
-    /// With `calls_file` each call's key and attempt is appended to it before the call is made.
+    /// Starts a thread for each generator, and one for the encoder; none `by_hand` ([`Requester::hands`]).
+    /// Users are active for `pair_ttl`. With `calls_file` each call's key and attempt is appended to it
+    /// before the call is made.
     ///
     /// # Errors
     /// `Fatal` where a thread can't be started or the file can't be opened.
@@ -166,7 +154,7 @@ impl Requester {
         generators: Vec<Box<dyn Generate>>,
         validator: Validator,
         encoder: Box<dyn Embed>,
-        calls_file: Option<&Path>,
+        (calls_file, by_hand): (Option<&Path>, bool),
     ) -> Result<Self> {
         let open = |path: &Path| {
             std::fs::OpenOptions::new().create(true).append(true).open(path).map_err(|e| {
@@ -181,18 +169,29 @@ impl Requester {
         let (calls, to_call) = bounded(threads + AHEAD);
         let (ends, ended) = bounded(1024);
         let validator = Arc::new(validator);
+        let mut callers = Vec::new();
         for generator in generators {
-            let calls_file = calls_file.map(open).transpose()?;
-            let (validator, to_call, ends) = (validator.clone(), to_call.clone(), ends.clone());
-            let calling = times.clone();
-            spawn("generator", move || {
-                generate(generator, &validator, calls_file, &to_call, &ends, &calling)
-            })?;
+            callers.push(Caller {
+                generator,
+                validator: validator.clone(),
+                calls_file: calls_file.map(open).transpose()?,
+                calls: to_call.clone(),
+                ended: ends.clone(),
+                times: times.clone(),
+            });
         }
         let (texts, to_embed) = bounded(1);
         let (made, vectors) = bounded(1);
-        let encoding = times.clone();
-        spawn("encoder", move || embed(encoder, &to_embed, &made, &encoding))?;
+        let coder = Coder { encoder, texts: to_embed, vectors: made, times: times.clone() };
+        let hands = if by_hand {
+            Some((Hands::new(callers, coder), 0))
+        } else {
+            for caller in callers {
+                spawn("generator", move || caller.run())?;
+            }
+            spawn("encoder", move || coder.run())?;
+            None
+        };
         Ok(Requester {
             names,
             partitioner,
@@ -221,9 +220,24 @@ impl Requester {
             texts,
             vectors,
             embedding: false,
+            hands,
+            begun: Instant::now(),
             accounting: Accounting::default(),
             times,
         })
+    }
+
+    /// What makes the calls where no thread does.
+    pub fn hands(&mut self) -> Option<&mut Hands> {
+        self.hands.as_mut().map(|(hands, _)| hands)
+    }
+
+    /// The time by which pauses pass.
+    fn now(&self) -> Instant {
+        match &self.hands {
+            Some((_, looks)) => self.begun + Duration::from_millis(*looks),
+            None => Instant::now(),
+        }
     }
 
     /// Lets calls be made from now on. Keys that a predecessor has called go on from there, as far as its
@@ -381,6 +395,9 @@ impl Requester {
     /// # Errors
     /// `Fatal` where a generator or the encoder can't go on.
     pub fn pump(&mut self, texts: &Texts) -> Result<Vec<NewRecord>> {
+        if let Some((_, looks)) = &mut self.hands {
+            *looks += 1;
+        }
         let mut records = Vec::new();
         self.collect(&mut records)?;
         if self.open {
@@ -503,13 +520,13 @@ impl Requester {
         let Disposition::Retry { after } = error.disposition else {
             return Err(error);
         };
-        let not_before = Instant::now() + after.min(LONGEST_PAUSE);
+        let not_before = self.now() + after.min(LONGEST_PAUSE);
         if started {
             self.accounting.interrupted += 1;
             tracing::warn!(%error, "call ended without an answer, asking again later");
         } else {
             // Nothing is wrong with the key, and no other could be called either.
-            let until = Instant::now() + after.min(LOOK_AGAIN);
+            let until = self.now() + after.min(LOOK_AGAIN);
             self.held_until = Some(self.held_until.map_or(until, |before| before.max(until)));
         }
         self.in_flight.remove(&key);
@@ -566,7 +583,7 @@ impl Requester {
     }
 
     fn hand_over(&mut self, texts: &Texts) {
-        let now = Instant::now();
+        let now = self.now();
         if self.held_until.is_none_or(|until| until <= now) {
             self.held_until = None;
             self.call(now, texts);
@@ -614,68 +631,6 @@ fn request(key: Digest, view: &PromptView, texts: &Texts) -> Option<CotRequest> 
             })
             .collect(),
     })
-}
-
-fn generate(
-    mut generator: Box<dyn Generate>,
-    validator: &Validator,
-    mut calls_file: Option<std::fs::File>,
-    calls: &Receiver<Call>,
-    ended: &Sender<Called>,
-    times: &CallTimes,
-) {
-    while let Ok(call) = calls.recv() {
-        let key = call.request.key;
-        let mut begun: Option<Instant> = None;
-        let mut on_call = |key: &Digest, attempt: u32| {
-            // One write a line: several threads append to the file.
-            if let Some(file) = &mut calls_file
-                && let Err(error) = file.write_all(format!("{} {attempt}\n", key.hex()).as_bytes())
-            {
-                tracing::error!(%error, "the accounting file couldn't be written: the calls made are not all on record");
-            }
-            // The next attempt begins where the one before ended.
-            if let Some(begun) = begun.replace(Instant::now()) {
-                times.llm(begun.elapsed());
-            }
-            // The job may be gone; then nobody counts any more.
-            let _ = ended.send(Called::Attempt(*key, attempt));
-        };
-        let subject = Subject { user_id: &call.view.user, item_id: &call.view.item };
-        let result = answer(
-            &mut *generator,
-            validator,
-            &call.request,
-            subject,
-            call.progress,
-            clock::now_ms(),
-            &mut on_call,
-        );
-        if let Some(begun) = begun {
-            times.llm(begun.elapsed());
-        }
-        if ended.send(Called::Ended(key, result.map(Box::new))).is_err() {
-            break;
-        }
-    }
-}
-
-fn embed(
-    mut encoder: Box<dyn Embed>,
-    texts: &Receiver<Vec<(Digest, Arc<str>)>>,
-    vectors: &Sender<Result<Vectors>>,
-    times: &CallTimes,
-) {
-    while let Ok(batch) = texts.recv() {
-        let inputs: Vec<String> = batch.iter().map(|(_, text)| text.to_string()).collect();
-        let begun = Instant::now();
-        let made =
-            encoder.embed(&inputs).map(|made| batch.iter().map(|(digest, _)| *digest).zip(made).collect());
-        times.encoder(begun.elapsed());
-        if vectors.send(made).is_err() {
-            break;
-        }
-    }
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<()> {

@@ -308,6 +308,7 @@ fn live(job: &Job) -> BTreeMap<&'static str, u64> {
     let sink = job.sink();
     BTreeMap::from([
         ("demonstrations", job.demonstrations().len() as u64),
+        ("demonstrations_left_out", job.demonstrations_left_out() as u64),
         ("features", sink.features_live() as u64),
         ("features_full", sink.features_full_k() as u64),
         ("items", job.items() as u64),

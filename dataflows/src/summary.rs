@@ -31,6 +31,8 @@ pub struct Summary {
     pub demonstrations: usize,
     /// Those labelled 1.
     pub demonstrations_positive: usize,
+    /// Those over `max_demonstrations`, left out of the pool.
+    pub demonstrations_left_out: usize,
     /// Distinct keys in the prompt view.
     pub wanted: usize,
     /// Distinct keys asked.
@@ -103,6 +105,7 @@ impl Summary {
             examples: sink.examples_published(),
             demonstrations: job.demonstrations().len(),
             demonstrations_positive: job.demonstrations().iter().filter(|c| c.positive).count(),
+            demonstrations_left_out: job.demonstrations_left_out(),
             wanted,
             called: accounting.called,
             first_calls: accounting.first_calls,

@@ -8,8 +8,13 @@
 //! result doesn't depend on the cut into epochs. A record that changes attributes only changes
 //! nothing.
 //!
-//! **Memory**: about 150 B an item, the digests back to the first text with a vector, and one
-//! shared vector a known text.
+//! **Kept**: every text since the last tombstone, once, also behind one that has a vector: a standing
+//! embedding may be tombstoned or become unusable, and then the next older text serves, as it would in a
+//! recomputation from the logs.
+//!
+//! **Memory**: about 150 B an item; for each distinct text that an item had since its last tombstone 32 B,
+//! and about 150 B for finding the item by it; one shared vector a known text. So it grows with edits, as
+//! the log does before compaction, and a restart over a compacted log lets go of what compaction took.
 
 use crate::index::{set, unlink};
 use crate::staged::{route, staged};
@@ -85,8 +90,7 @@ impl Output {
 #[derive(Debug, Default)]
 struct Known {
     facts: Option<ItemFacts>,
-    /// Digests of the texts since the last tombstone, newest first, each once, back to the first that
-    /// has a vector.
+    /// Digests of all texts since the last tombstone, newest first, each once.
     texts: Vec<Digest>,
     emitted: Option<Item>,
 }
@@ -145,12 +149,6 @@ impl Catalog {
     fn emit(&mut self, id: Id, out: &mut Changes<Output>) {
         let Some(entry) = self.items.get_mut(&id) else { return };
         let first = entry.texts.iter().position(|text| self.vectors.contains_key(text));
-        // An older text can't serve any more once a newer one has a vector.
-        if let Some(first) = first {
-            for text in entry.texts.drain(first + 1..) {
-                unlink(&mut self.listed, &text, &id);
-            }
-        }
         let state = entry.facts.as_ref().map(|facts| {
             Arc::new(ItemState {
                 text: facts.text,
@@ -201,4 +199,90 @@ pub fn catalog<'s>(
         Input::Vector(worker, _) => *worker,
     };
     staged(input, "catalog", by, move |_, changes, out| state.step(changes, out))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ictflow_schemas::framing::text_digest;
+    use std::collections::BTreeMap;
+
+    fn record(offset: i64, text: Option<&str>) -> Input {
+        let facts = text.map(|text| ItemFacts { text: text_digest(text), creator: None, categories: vec![] });
+        Input::Item(ItemChange { item: "i".into(), position: (0, offset), facts })
+    }
+
+    fn vector(text: &str) -> Input {
+        Input::Vector(0, (text_digest(text), vec![text.len() as i16].into()))
+    }
+
+    /// The item as the changes of several epochs leave it: the text of its vector, or none; and the texts
+    /// that want a vector.
+    fn after(epochs: &[Vec<(Input, isize)>]) -> (Option<Option<Digest>>, Vec<Digest>) {
+        let (mut catalog, mut out) = (Catalog::default(), Changes::new());
+        for changes in epochs {
+            catalog.step(changes.clone(), &mut out);
+        }
+        let mut net: BTreeMap<Output, isize> = BTreeMap::new();
+        for (output, diff) in out {
+            *net.entry(output).or_default() += diff;
+        }
+        net.retain(|_, diff| *diff != 0);
+        assert!(net.values().all(|diff| *diff == 1), "{net:?}");
+        let item = net.keys().find_map(|output| output.clone().item());
+        let wanted = net.keys().filter_map(|output| output.clone().wanted()).collect();
+        (item.map(|(_, item)| item.vector.as_ref().map(|vector| vector.text)), wanted)
+    }
+
+    #[test]
+    fn an_older_text_serves_again_when_a_newer_ones_vector_goes() {
+        let [one, two, three] = ["one", "to two", "and three"];
+        let edits = |offset| {
+            vec![
+                (record(offset, Some(one)), 1),
+                (record(offset + 1, Some(two)), 1),
+                (record(offset + 2, Some(three)), 1),
+            ]
+        };
+        let known = |texts: &[&str], diff| texts.iter().map(|text| (vector(text), diff)).collect::<Vec<_>>();
+        let serves = |epochs: &[Vec<(Input, isize)>]| after(epochs).0;
+        let digest = text_digest;
+        let all = [edits(0), known(&[one, two, three], 1)];
+        assert_eq!(serves(&all), Some(Some(digest(three))));
+        let [edited, embedded] = all;
+        for (gone, left) in
+            [(vec![three], Some(two)), (vec![three, two], Some(one)), (vec![three, two, one], None)]
+        {
+            // At once, one after the other, and as a recomputation sees it, where they never stood.
+            let together = [edited.clone(), embedded.clone(), known(&gone, -1)];
+            let mut apart = vec![edited.clone(), embedded.clone()];
+            apart.extend(gone.iter().map(|text| known(&[text], -1)));
+            let stand: Vec<&str> =
+                [one, two, three].into_iter().filter(|text| !gone.contains(text)).collect();
+            let fresh = [edited.clone(), known(&stand, 1)];
+            for epochs in [&together[..], &apart, &fresh] {
+                let (vector, wanted) = after(epochs);
+                assert_eq!(vector, Some(left.map(digest)), "{gone:?}");
+                assert_eq!(wanted, [digest(three)], "only the newest text wants a vector");
+            }
+        }
+        // One that comes back serves again; a text that comes back is the newest again.
+        let back = [edited.clone(), embedded.clone(), known(&[three], -1), known(&[three], 1)];
+        assert_eq!(serves(&back), Some(Some(digest(three))));
+        let again = [edited.clone(), embedded.clone(), vec![(record(9, Some(one)), 1)], known(&[one], -1)];
+        assert_eq!(serves(&again), Some(Some(digest(three))));
+    }
+
+    #[test]
+    fn no_text_from_before_a_tombstone_serves() {
+        let known = |text: &str, diff| vec![(vector(text), diff)];
+        let reborn = vec![(record(1, None), 1), (record(2, Some("new")), 1)];
+        let epochs = [vec![(record(0, Some("old")), 1)], known("old", 1), reborn, known("new", 1)];
+        assert_eq!(after(&epochs).0, Some(Some(text_digest("new"))));
+        let mut gone = epochs.to_vec();
+        gone.push(known("new", -1));
+        assert_eq!(after(&gone).0, Some(None));
+        gone.push(vec![(record(3, None), 1)]);
+        assert_eq!(after(&gone), (None, vec![]));
+    }
 }

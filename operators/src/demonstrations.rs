@@ -8,7 +8,8 @@
 //!
 //! Also the texts that want a vector: those of the eligible examples' own CoTs.
 //!
-//! [`newest`] keeps the `max_demonstrations` newest by (label_time, point id).
+//! [`newest`] keeps the `max_demonstrations` newest by (label_time, point id), and counts those that it
+//! leaves out: they stand ready for when a newer one goes.
 //!
 //! **Memory**: the demonstrations and the answers of their users; the broadcast catalog and vectors.
 
@@ -287,12 +288,36 @@ pub fn demonstrations<'s>(
     staged(input, "demonstrations", by, move |_, changes, out| state.step(changes, out))
 }
 
+/// What [`newest`] gives.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Pooled {
+    /// A demonstration that is kept.
+    Kept(Arc<Demonstration>),
+    /// One that is left out.
+    LeftOut,
+}
+
+impl Pooled {
+    /// The demonstration that is kept.
+    pub fn kept(self) -> Option<Arc<Demonstration>> {
+        match self {
+            Pooled::Kept(demonstration) => Some(demonstration),
+            Pooled::LeftOut => None,
+        }
+    }
+
+    /// One that is left out.
+    pub fn left_out(self) -> Option<()> {
+        (self == Pooled::LeftOut).then_some(())
+    }
+}
+
 /// The operator `newest`: of all demonstrations the `limit` newest by (label_time, point id). One
 /// worker decides, since the rule is global.
 pub fn newest<'s>(
     demonstrations: VecCollection<'s, Epoch, Arc<Demonstration>, isize>,
     limit: usize,
-) -> VecCollection<'s, Epoch, Arc<Demonstration>, isize> {
+) -> VecCollection<'s, Epoch, Pooled, isize> {
     let mut state = Newest { limit, kept: BTreeSet::new(), surplus: BTreeSet::new() };
     staged(demonstrations, "newest", |_| 0, move |_, changes, out| state.step(changes, out))
 }
@@ -307,7 +332,8 @@ struct Newest {
 }
 
 impl Newest {
-    fn step(&mut self, changes: Changes<Arc<Demonstration>>, out: &mut Changes<Arc<Demonstration>>) {
+    fn step(&mut self, changes: Changes<Arc<Demonstration>>, out: &mut Changes<Pooled>) {
+        let before = self.surplus.len() as isize;
         let mut net: BTreeMap<Arc<Demonstration>, isize> = BTreeMap::new();
         for (demonstration, diff) in changes {
             if diff < 0 {
@@ -334,6 +360,74 @@ impl Newest {
                 self.surplus.insert(oldest);
             }
         }
-        out.extend(net.into_iter().filter(|(_, diff)| *diff != 0));
+        let net = net.into_iter().filter(|(_, diff)| *diff != 0);
+        out.extend(net.map(|(demonstration, diff)| (Pooled::Kept(demonstration), diff)));
+        let more = self.surplus.len() as isize - before;
+        out.extend((more != 0).then_some((Pooled::LeftOut, more)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ictflow_schemas::catalog::ItemState;
+    use ictflow_schemas::framing::text_digest;
+    use ictflow_schemas::vector::VectorSum;
+    use uuid::Uuid;
+
+    fn demonstration(label_time: i64) -> Arc<Demonstration> {
+        let text = text_digest("t");
+        Arc::new(Demonstration {
+            label_time,
+            id: Uuid::from_u128(label_time as u128),
+            identity: Identity { user: "u".into(), event_time: label_time, event_id: "e".into() },
+            item: "i".into(),
+            item_state: Arc::new(ItemState { text, creator: None, categories: vec![], vector: None }),
+            positive: true,
+            history: vec![],
+            text: VectorSum::default(),
+            mean: vec![0].into(),
+            cot: vec![0].into(),
+            cot_key: text,
+            fresh: true,
+            cot_created_at: 0,
+        })
+    }
+
+    /// What is kept, by label time, and how many are left out, after each of these epochs.
+    fn after(limit: usize, epochs: &[&[(i64, isize)]]) -> Vec<(Vec<i64>, isize)> {
+        let mut state = Newest { limit, kept: BTreeSet::new(), surplus: BTreeSet::new() };
+        let (mut kept, mut left_out) = (BTreeSet::new(), 0);
+        let step = |changes: &&[(i64, isize)]| {
+            let changes = changes.iter().map(|(time, diff)| (demonstration(*time), *diff)).collect();
+            let mut out = Changes::new();
+            state.step(changes, &mut out);
+            for (pooled, diff) in out {
+                match pooled {
+                    Pooled::Kept(c) if diff == 1 => assert!(kept.insert(c.label_time)),
+                    Pooled::Kept(c) => assert!(diff == -1 && kept.remove(&c.label_time)),
+                    Pooled::LeftOut => left_out += diff,
+                }
+            }
+            (kept.iter().copied().collect(), left_out)
+        };
+        epochs.iter().map(step).collect()
+    }
+
+    #[test]
+    fn the_newest_are_kept_up_to_the_limit_and_the_rest_is_counted() {
+        let come: &[(i64, isize)] = &[(2, 1), (1, 1), (3, 1)];
+        assert_eq!(after(4, &[come]), [(vec![1, 2, 3], 0)], "one under");
+        assert_eq!(after(3, &[come]), [(vec![1, 2, 3], 0)], "at it");
+        assert_eq!(after(2, &[come]), [(vec![2, 3], 1)], "one over");
+        assert_eq!(after(0, &[come]), [(vec![], 3)], "none");
+        // At the limit, one comes as another goes; then one goes that was left out; then a kept one.
+        let epochs: &[&[(i64, isize)]] = &[come, &[(4, 1), (1, -1)], &[(5, 1)], &[(2, -1)], &[(5, -1)]];
+        let stand =
+            [(vec![1, 2, 3], 0), (vec![2, 3, 4], 0), (vec![3, 4, 5], 1), (vec![3, 4, 5], 0), (vec![3, 4], 0)];
+        assert_eq!(after(3, epochs), stand);
+        // One that goes makes room for the newest of those left out.
+        let epochs: &[&[(i64, isize)]] = &[&[(1, 1), (2, 1), (3, 1), (4, 1)], &[(4, -1)], &[(4, 1), (3, -1)]];
+        assert_eq!(after(2, epochs), [(vec![3, 4], 2), (vec![2, 3], 1), (vec![2, 4], 1)]);
     }
 }

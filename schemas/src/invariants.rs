@@ -48,3 +48,62 @@ pub fn epoch_follows(before: &EpochRecord, after: &EpochRecord) -> Result<(), Vi
     }
     Ok(())
 }
+
+/// Epochs are committed one after the other: none is left out, none committed again.
+pub fn commit_follows(before: i64, after: i64) -> Result<(), Violation> {
+    require(after == before + 1, || format!("epoch {after} was committed after epoch {before}"))
+}
+
+/// A published record names an epoch whose bounds are recorded and that is committed.
+pub fn published(epoch: i64, recorded: i64, committed: i64) -> Result<(), Violation> {
+    require(epoch >= 1 && epoch <= recorded, || {
+        format!("a record of epoch {epoch} is published, bounds are recorded to {recorded}")
+    })?;
+    require(epoch <= committed, || {
+        format!("a record of epoch {epoch} is published, {committed} is committed")
+    })
+}
+
+/// Every wanted key is answered, waits for its call, or is in flight.
+pub fn accounting(wanted: usize, answered: usize, queued: usize, in_flight: usize) -> Result<(), Violation> {
+    require(wanted == answered + queued + in_flight, || {
+        format!("{wanted} keys are wanted, {answered} answered, {queued} queued, {in_flight} in flight")
+    })
+}
+
+/// No key has a first call twice, but for those whose answer a crash took: in flight, it may be asked as if
+/// it never was.
+pub fn first_calls(first: usize, distinct: usize, cut_off: usize) -> Result<(), Violation> {
+    require(first <= distinct + cut_off, || {
+        format!("{first} first calls of {distinct} keys, {cut_off} in flight at crashes")
+    })
+}
+
+/// A published vector was made of demonstrations that stand in the store of points.
+pub fn demonstrations_stand(feature: &Feature, stands: impl Fn(&str) -> bool) -> Result<(), Violation> {
+    match feature.demonstrations.iter().find(|used| !stands(&used.id)) {
+        None => Ok(()),
+        Some(used) => Err(Violation(format!(
+            "the vector of {} and {} uses point {}, which doesn't stand",
+            feature.user_id, feature.item_id, used.id
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_holds_at_its_edge_and_breaks_one_beyond() {
+        assert!(commit_follows(0, 1).is_ok());
+        assert!(
+            commit_follows(4, 4).is_err() && commit_follows(4, 6).is_err() && commit_follows(4, 3).is_err()
+        );
+        assert!(published(3, 3, 3).is_ok() && published(1, 3, 3).is_ok());
+        assert!(published(3, 2, 3).is_err() && published(3, 3, 2).is_err() && published(0, 3, 3).is_err());
+        assert!(accounting(6, 1, 2, 3).is_ok());
+        assert!(accounting(6, 1, 2, 2).is_err() && accounting(6, 2, 2, 3).is_err());
+        assert!(first_calls(5, 3, 2).is_ok() && first_calls(6, 3, 2).is_err());
+    }
+}

@@ -62,7 +62,7 @@ pub struct Snapshots {
 
 impl Snapshots {
     /// Opens a folder, which is made where it doesn't exist, or the URL of an object store: `file://`,
-    /// `s3://`, `gs://`, `az://`. Nothing is read yet.
+    /// `s3://`, `gs://`, `az://`; or `memory:///`, for tests. Nothing is read yet.
     ///
     /// # Errors
     /// `Fatal` where the place can't be one.
@@ -100,6 +100,17 @@ impl Snapshots {
         let (store, root) = object_store::parse_url_opts(&url, options.filter(|(name, _)| ours(name)))
             .map_err(|e| fatal(&e))?;
         Snapshots::over(store.into(), root)
+    }
+
+    /// Another handle on the same place.
+    ///
+    /// # Errors
+    /// `Fatal` where its client can't be started.
+    pub fn another(&self) -> Result<Self> {
+        Ok(Snapshots {
+            folder: self.folder.clone(),
+            ..Snapshots::over(self.store.clone(), self.root.clone())?
+        })
     }
 
     /// Snapshots in a store, under a path.

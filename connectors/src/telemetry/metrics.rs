@@ -38,7 +38,8 @@ pub const QUEUES: [&str; 9] = [
 ];
 
 /// The kinds of what stands.
-pub const KINDS: [&str; 6] = ["items", "users", "pairs", "features", "features_full", "demonstrations"];
+pub const KINDS: [&str; 7] =
+    ["items", "users", "pairs", "features", "features_full", "demonstrations", "demonstrations_left_out"];
 
 /// The failures that don't end a job: component, stage, type.
 pub const ERRORS: [(&str, &str, &str); 4] = [

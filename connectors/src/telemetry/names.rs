@@ -83,7 +83,7 @@ pub const EXAMPLES_PUBLISHED: Named =
 /// What stands.
 pub const LIVE: Named = (
     "ictflow_live_records",
-    "What stands at the last committed epoch, by kind; features_full have all K demonstrations.",
+    "What stands at the last committed epoch, by kind; features_full have all K demonstrations, demonstrations_left_out are over max_demonstrations.",
 );
 
 /// Queue depth.

@@ -131,6 +131,7 @@ pub fn options(job: &str, partitions: u32, workers: usize) -> Options {
         dead_letters: Default::default(),
         accept_truncated: false,
         edges: Default::default(),
+        by_hand: false,
         bounded: None,
         switch: None,
         cluster: Default::default(),

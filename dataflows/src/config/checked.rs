@@ -315,6 +315,7 @@ impl Config {
             },
             accept_truncated: false,
             edges: Default::default(),
+            by_hand: false,
             bounded: None,
             switch: None,
             job,

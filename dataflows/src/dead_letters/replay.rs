@@ -20,9 +20,8 @@
 
 use super::{Selection, read};
 use crate::epochs::read_range;
-use crate::job::check_semantics;
+use crate::job::{Recorded, check_semantics};
 use crate::names::Names;
-use crate::recompute::recorded;
 use ictflow_connectors::topics::{Topics, Writer};
 use ictflow_connectors::{Error, Result};
 use ictflow_operators::accept::{self, Accept, Judged};
@@ -238,7 +237,7 @@ pub fn replay(
 ) -> Result<Report> {
     // Fenced first: from here on no other run appends what isn't read below.
     let writer = if dry { None } else { Some(topics.writer(&writer_id(of.job))?) };
-    let (records, _) = recorded(topics, of.names, of.job)?;
+    let records = Recorded::of_committed(topics, of.names, of.job)?.records;
     check_semantics(&records, &of.semantics.canonical())?;
     let mut letters: BTreeMap<Topic, Vec<Asked>> = BTreeMap::new();
     let mut run =

@@ -304,6 +304,7 @@ impl Job {
             };
         }
         self.history_users += output.history_users;
+        self.left_out += output.left_out;
         output
     }
 }

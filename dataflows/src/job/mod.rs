@@ -24,6 +24,7 @@ mod standing;
 mod start;
 mod truncation;
 
+use crate::callers::Hands;
 use crate::cluster::Cluster;
 use crate::dead_letters::ratio::Ratio;
 use crate::engine::Engine;
@@ -118,6 +119,9 @@ pub struct Options {
     pub accept_truncated: bool,
     /// What is called at the edges of a commit: none but in tests.
     pub edges: Edges,
+    /// Whether no thread is started, for simulations: one worker runs within [`Job::step`], calls are made by
+    /// [`Job::hands`], a snapshot is written when the next one is looked for.
+    pub by_hand: bool,
     /// What bounds a backfill; `None` for a job that runs on.
     pub bounded: Option<Bounded>,
     /// The outputs that [`Job::switch_outputs`] switches to; `None` follows those on record.
@@ -180,6 +184,8 @@ pub struct Job {
     demonstrations: BTreeSet<Arc<Demonstration>>,
     failed: BTreeSet<Digest>,
     history_users: isize,
+    /// Demonstrations over `max_demonstrations`.
+    left_out: isize,
     totals: Totals,
     /// Dead letters committed, by stage and reason.
     dead_letters: BTreeMap<(String, String), u64>,
@@ -505,6 +511,11 @@ impl Job {
         &self.requester
     }
 
+    /// What makes the calls of a job that runs by hand.
+    pub fn hands(&mut self) -> Option<&mut Hands> {
+        self.requester.hands()
+    }
+
     /// The sink's state.
     pub fn sink(&self) -> &Sink {
         &self.sink
@@ -518,6 +529,11 @@ impl Job {
     /// The demonstrations in the pool.
     pub fn demonstrations(&self) -> &BTreeSet<Arc<Demonstration>> {
         &self.demonstrations
+    }
+
+    /// Demonstrations over `max_demonstrations`: they stand ready and are left out of the pool.
+    pub fn demonstrations_left_out(&self) -> usize {
+        usize::try_from(self.left_out).unwrap_or(0)
     }
 
     /// Keys for which only a failure stands.

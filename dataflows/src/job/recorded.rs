@@ -3,7 +3,7 @@
 use super::start::{bounds_at, own_progress, read_progress};
 use crate::epochs;
 use crate::names::Names;
-use ictflow_connectors::Result;
+use ictflow_connectors::{Error, Result};
 use ictflow_connectors::topics::Topics;
 use ictflow_schemas::epoch::{EpochRecord, Erasure};
 use ictflow_schemas::topic::Topic;
@@ -37,6 +37,22 @@ impl Recorded {
         let committed = progress.as_ref().map_or(0, |progress| progress.epoch);
         bounds_at(&records, committed)?;
         Ok(Recorded { records, committed, publishing: progress.is_some_and(|progress| progress.publishing) })
+    }
+
+    /// Reads the records of a job that has committed something.
+    ///
+    /// # Errors
+    /// Those of [`Recorded::read`]; `Fatal` where nothing is committed.
+    pub(crate) fn of_committed(topics: &mut dyn Topics, names: &Names, job: &str) -> Result<Self> {
+        let recorded = Recorded::read(topics, names, job)?;
+        if recorded.committed > 0 {
+            return Ok(recorded);
+        }
+        Err(Error::fatal(
+            format!("find the committed epoch of job {job}"),
+            "there is none",
+            "has the job run, and is its name the configured one?",
+        ))
     }
 
     /// The records up to the committed one.

@@ -137,7 +137,9 @@ impl Job {
             ict_weights: weights.version().to_owned(),
         });
         check_fit(&records, &config, &actives)?;
-        let mut keeper = snapshots.map(|(store, interval)| Keeper::new(store, &options.job, interval));
+        let by_hand = options.by_hand;
+        let mut keeper =
+            snapshots.map(|(store, interval)| Keeper::new(store, &options.job, interval, by_hand));
         let snapshot = match &mut keeper {
             Some(keeper) if committed > 0 => keeper.find(&records, place.snapshot)?,
             _ => None,
@@ -193,9 +195,13 @@ impl Job {
             generators,
             validator,
             encoder,
-            options.calls_file.as_deref(),
+            (options.calls_file.as_deref(), by_hand),
         )?;
-        let engine = Engine::start_in(&options.cluster, options.workers, semantics.clone(), weights)?;
+        let engine = if by_hand {
+            Engine::here(&semantics, &weights)
+        } else {
+            Engine::start_in(&options.cluster, options.workers, semantics.clone(), weights)?
+        };
         let mut job = Job {
             topics,
             bounds,
@@ -223,6 +229,7 @@ impl Job {
             demonstrations: BTreeSet::new(),
             failed: BTreeSet::new(),
             history_users: 0,
+            left_out: 0,
             totals: Totals::default(),
             dead_letters: BTreeMap::new(),
             journal_retries: 0,

@@ -73,14 +73,7 @@ pub fn verify(
     epoch: Option<i64>,
     progress: impl FnMut(u64, u64),
 ) -> Result<Report> {
-    let Recorded { records, committed, publishing } = Recorded::read(topics, plan.names, job)?;
-    if committed == 0 {
-        return Err(Error::fatal(
-            format!("find the committed epoch of job {job}"),
-            "there is none",
-            "has the job run, and is its name the configured one?",
-        ));
-    }
+    let Recorded { records, committed, publishing } = Recorded::of_committed(topics, plan.names, job)?;
     let epoch = epoch.unwrap_or(committed);
     let until = bounds_of(&records, epoch)?;
     crate::job::check_semantics(&records, &plan.semantics.canonical())?;

@@ -51,6 +51,18 @@ pub struct Retrieval {
     /// standing features of a job that was started again.
     pub(super) maintained: bool,
     publishing: bool,
+    /// Whether it was published before this time: then pairs stand as they were emitted.
+    noting: bool,
+    /// How touched pairs stood when they were last emitted: noted before a change reaches them, kept while
+    /// a pair waits for the store of points. Empty between epochs.
+    before: HashMap<(Id, Id), Stood>,
+}
+
+/// How a pair stands: whether it is live, and what its vector is made of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Stood {
+    live: bool,
+    retrieved: Option<Retrieved>,
 }
 
 /// What an epoch touches.
@@ -85,11 +97,17 @@ impl Retrieval {
             short: BTreeSet::new(),
             maintained: false,
             publishing: false,
+            noting: false,
+            before: HashMap::new(),
         }
     }
 
     /// Takes the changes of one time.
     pub fn step(&mut self, changes: Changes<Input>, out: &mut Changes<Output>) {
+        self.noting = self.publishing;
+        if self.noting {
+            self.note_touched(&changes);
+        }
         let mut touched = Touched::default();
         let (mut arrived, mut found) = (Vec::new(), Vec::new());
         let mut histories: HashMap<Id, Option<History>> = HashMap::new();
@@ -146,6 +164,46 @@ impl Retrieval {
         self.pool.reuse(touched.removed);
     }
 
+    /// Notes how the pairs stand that changes will reach, before the first of them does.
+    fn note_touched(&mut self, changes: &Changes<Input>) {
+        for (input, _) in changes {
+            let pairs: Vec<(Id, Id)> = match input {
+                Input::Pair(pair) => vec![pair.clone()],
+                Input::Newest(user, _) => self.pairs_of(user).collect(),
+                Input::Item(_, (id, _)) => {
+                    let on_it = self.targets.get(id).into_iter().flat_map(|target| &target.users);
+                    let readers = self.readers.get(id).into_iter().flatten();
+                    on_it
+                        .map(|user| (user.clone(), id.clone()))
+                        .chain(readers.flat_map(|user| self.pairs_of(user)))
+                        .collect()
+                }
+                Input::Demonstration(_, demonstration) => {
+                    let slot = self.pool.slot(&demonstration.id);
+                    slot.and_then(|slot| self.holders.get(&slot)).into_iter().flatten().cloned().collect()
+                }
+                Input::Found(_) | Input::Clock(..) => continue,
+            };
+            for pair in pairs {
+                self.note(&pair);
+            }
+        }
+    }
+
+    /// Notes how a pair stands, unless that is noted.
+    fn note(&mut self, pair: &(Id, Id)) {
+        if !self.before.contains_key(pair) {
+            let stood = self.stands(pair);
+            self.before.insert(pair.clone(), stood);
+        }
+    }
+
+    fn pairs_of(&self, user: &Id) -> impl Iterator<Item = (Id, Id)> + use<'_> {
+        let user = user.clone();
+        let items = self.users.get(&user).into_iter().flat_map(|state| state.pairs.keys());
+        items.map(move |item| (user.clone(), item.clone()))
+    }
+
     /// Begins to maintain selections, and to publish: then every pair is emitted once.
     fn start(&mut self, publish: bool, standing: bool, touched: &mut Touched) {
         if (publish || standing) && !self.maintained {
@@ -178,7 +236,9 @@ impl Retrieval {
             .views
             .extend(touched.pairs.iter().map(|(user, _)| user).filter(|u| self.lacks_view(u)).cloned());
         for user in &touched.views {
-            self.make_view(user);
+            if !self.make_view(user) {
+                continue;
+            }
             for item in self.users.get(user).into_iter().flat_map(|state| state.pairs.keys()) {
                 touched.pairs.insert((user.clone(), item.clone()));
                 touched.stale.insert((user.clone(), item.clone()));
@@ -226,14 +286,18 @@ impl Retrieval {
         self.users.get(user).is_some_and(|state| !state.ready && !state.pairs.is_empty())
     }
 
-    fn make_view(&mut self, user: &Id) {
-        let Some(state) = self.users.get_mut(user) else { return };
+    /// Makes a user's view anew, and says whether it is another one.
+    fn make_view(&mut self, user: &Id) -> bool {
+        let Some(state) = self.users.get_mut(user) else { return false };
         let view = if state.pairs.is_empty() {
             UserView::default()
         } else {
             let (items, text) = states_of(&state.history, &self.items);
             UserView { history: state.history.clone(), items, text }
         };
+        if state.ready && !state.pairs.is_empty() && *state.view == view {
+            return false;
+        }
         state.ready = !state.pairs.is_empty();
         (state.text, state.row) = if state.ready && self.search == Search::Exact {
             let text = SplitSum::new(&view.text);
@@ -250,6 +314,7 @@ impl Retrieval {
         for (item, _) in &view.items {
             self.readers.entry(item.clone()).or_default().insert(user.clone());
         }
+        true
     }
 
     /// Computes the terms of new demonstrations for every live user and every live item.
@@ -279,6 +344,9 @@ impl Retrieval {
 
     /// Sets the best of a pair and the indexes over it.
     pub(super) fn set_best(&mut self, pair: &(Id, Id), best: Option<Best>) {
+        if self.noting {
+            self.note(pair);
+        }
         let Some(place) = self.users.get_mut(&pair.0).and_then(|state| state.pairs.get_mut(&pair.1)) else {
             return;
         };
@@ -350,22 +418,34 @@ impl Retrieval {
         }
     }
 
-    fn emit(&self, pairs: BTreeSet<(Id, Id)>, out: &mut Changes<Output>) {
-        for (user, item) in pairs {
-            let state = self.users.get(&user).filter(|state| state.pairs.contains_key(&item));
-            let target = self.items.get(&item);
-            let live = state.is_some() && target.is_some();
-            let retrieved = state.zip(target).and_then(|(state, target)| {
-                let best = state.pairs.get(&item)?.as_ref()?;
-                target.vector.as_ref()?;
-                let used = best
-                    .selection(self.k)
-                    .into_iter()
-                    .filter_map(|(slot, score)| Some((self.pool.get(slot)?.clone(), score)))
-                    .collect();
-                Some(Retrieved { view: state.view.clone(), item: target.clone(), used })
-            });
-            out.push((Output::Pair(PairUpdate { user, item, retrieved, live }), 1));
+    /// How a pair stands now.
+    fn stands(&self, (user, item): &(Id, Id)) -> Stood {
+        let state = self.users.get(user).filter(|state| state.pairs.contains_key(item));
+        let Some((state, target)) = state.zip(self.items.get(item)) else { return Stood::default() };
+        let best = state.pairs.get(item).and_then(Option::as_ref).filter(|_| target.vector.is_some());
+        let retrieved = best.map(|best| {
+            let used = best
+                .selection(self.k)
+                .into_iter()
+                .filter_map(|(slot, score)| Some((self.pool.get(slot)?.clone(), score)))
+                .collect();
+            Retrieved { view: state.view.clone(), item: target.clone(), used }
+        });
+        Stood { live: true, retrieved }
+    }
+
+    /// Emits those of the touched pairs that stand otherwise than they did.
+    fn emit(&mut self, pairs: BTreeSet<(Id, Id)>, out: &mut Changes<Output>) {
+        for pair in pairs {
+            let before = self.before.remove(&pair).unwrap_or_default();
+            let stood = self.stands(&pair);
+            if stood != before {
+                let ((user, item), Stood { live, retrieved }) = (pair, stood);
+                out.push((Output::Pair(PairUpdate { user, item, retrieved, live }), 1));
+            }
         }
+        let mut before = std::mem::take(&mut self.before);
+        before.retain(|pair, _| self.search == Search::Stored && self.lacks_best(pair));
+        self.before = before;
     }
 }

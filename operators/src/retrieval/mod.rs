@@ -5,7 +5,9 @@
 //! history with the states of the items that exist, and the exact sum of their vectors.
 //!
 //! **Maintained**: an epoch touches a pair where its user's history, its item's state, the state of
-//! an item in the history, or a demonstration among its best changed. Everything else stays.
+//! an item in the history, or a demonstration among its best changed. Everything else stays. Of the touched
+//! pairs just those are emitted that stand otherwise than before: live or not, the view, the item, the
+//! selection with its scores. A demonstration that only was in reserve goes unseen.
 //! While the clock says not to publish only the pools are kept; the first epoch that publishes
 //! computes every live pair once.
 //!
@@ -19,7 +21,8 @@
 //!   than K and a new one came; so a new demonstration alone doesn't reach a pair that has K.
 //!
 //! **Memory**: the broadcast catalog and pool; vectors by live user and live item, never by pair; 2K
-//! ranks a pair, K of them for `Stored`; for `Exact` rows of scores by live user and live item.
+//! ranks a pair, K of them for `Stored`; for `Exact` rows of scores by live user and live item. Within an
+//! epoch what the touched pairs stood on, K shared demonstrations each.
 //!
 //! A source is one file here with one contract: (pair, pool) → scored demonstrations in order, exact
 //! and a pure function of the logs.
@@ -81,7 +84,7 @@ pub struct Found {
 /// What the operator gives.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Output {
-    /// A touched pair.
+    /// A pair that stands otherwise than before.
     Pair(PairUpdate),
     /// A pair that asks for candidates.
     Lookup(Lookup),
@@ -91,7 +94,7 @@ pub enum Output {
 }
 
 impl Output {
-    /// The touched pair.
+    /// The changed pair.
     pub fn pair(self) -> Option<PairUpdate> {
         match self {
             Output::Pair(pair) => Some(pair),
@@ -155,7 +158,7 @@ pub struct Retrieved {
     pub used: Vec<(Arc<Demonstration>, i64)>,
 }
 
-/// What became of a touched pair: what it is made of now, or that it has no feature.
+/// What became of a changed pair: what it is made of now, or that it has no feature.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PairUpdate {
     /// The user.

@@ -143,39 +143,103 @@ impl World {
     }
 }
 
-/// A pair's state without its addresses: (live, demonstrations with scores).
-type Seen = BTreeMap<(Id, Id), (bool, Option<Vec<(Uuid, i64)>>)>;
+/// By pair whether it is live, and what its vector is made of.
+type Seen = BTreeMap<(Id, Id), (bool, Option<Retrieved>)>;
 
-fn step(retrieval: &mut Retrieval, mut changes: Changes<Input>, seen: &mut Seen) {
+/// Runs one time, and gives what was emitted and who asks the store of points.
+fn run(retrieval: &mut Retrieval, mut changes: Changes<Input>) -> (Vec<PairUpdate>, Vec<Lookup>) {
     let clock = Clock { maxima: [].into(), now: 0, publish: true, actives: Arc::default() };
     changes.push((Input::Clock(0, clock), 1));
     let mut out = Vec::new();
     retrieval.step(changes, &mut out);
-    for update in out.into_iter().filter_map(|(output, _)| output.pair()) {
-        let used = update.retrieved.map(|r| r.used.iter().map(|(c, score)| (c.id, *score)).collect());
-        let pair = (update.user, update.item);
-        if update.live || used.is_some() {
-            seen.insert(pair, (update.live, used));
-        } else {
-            seen.remove(&pair);
-        }
+    let lookups = out.iter().filter_map(|(output, _)| output.clone().lookup()).collect();
+    (out.into_iter().filter_map(|(output, _)| output.pair()).collect(), lookups)
+}
+
+fn see(updates: Vec<PairUpdate>, seen: &mut Seen) {
+    for PairUpdate { user, item, retrieved, live } in updates {
+        match live {
+            true => seen.insert((user, item), (live, retrieved)),
+            false => seen.remove(&(user, item)),
+        };
     }
 }
 
+/// What a new operator gives for the whole state.
+fn fresh(world: &World) -> Seen {
+    let mut seen = Seen::new();
+    see(run(&mut Retrieval::new(Search::Exact, K), world.whole()).0, &mut seen);
+    seen
+}
+
 #[test]
-fn the_maintained_view_equals_a_fresh_one() {
-    let mut full = 0;
+fn the_maintained_view_equals_a_fresh_one_and_only_changes_are_emitted() {
+    let (mut full, mut emitted, mut stood) = (0, 0, 0);
     for seed in 1..=40 {
         let (mut random, mut world, mut made) = (Random(seed), World::default(), 0);
         let (mut retrieval, mut seen) = (Retrieval::new(Search::Exact, K), Seen::new());
         for epoch in 0..60 {
+            let before = fresh(&world);
             let changes = world.change(&mut random, &mut made);
-            step(&mut retrieval, changes, &mut seen);
-            let mut fresh = Seen::new();
-            step(&mut Retrieval::new(Search::Exact, K), world.whole(), &mut fresh);
-            assert_eq!(seen, fresh, "seed {seed}, epoch {epoch}");
-            full += seen.values().filter(|(_, used)| used.as_ref().is_some_and(|u| u.len() == K)).count();
+            let updates = run(&mut retrieval, changes).0;
+            let after = fresh(&world);
+            // Each pair whose value a recomputation before and after tells apart, once, and no other.
+            let pairs: BTreeSet<_> = before.keys().chain(after.keys()).cloned().collect();
+            let changed: Vec<_> =
+                pairs.into_iter().filter(|pair| before.get(pair) != after.get(pair)).collect();
+            let told: Vec<_> =
+                updates.iter().map(|update| (update.user.clone(), update.item.clone())).collect();
+            assert_eq!(told, changed, "seed {seed}, epoch {epoch}");
+            emitted += told.len();
+            stood += after.len() - changed.iter().filter(|pair| after.contains_key(*pair)).count();
+            see(updates, &mut seen);
+            assert_eq!(seen, after, "seed {seed}, epoch {epoch}");
+            full += seen.values().filter(|(_, r)| r.as_ref().is_some_and(|r| r.used.len() == K)).count();
         }
     }
     assert!(full > 1_000, "only {full} full selections were compared");
+    assert!(emitted > 1_000 && stood > 1_000, "{emitted} were emitted, {stood} stood");
+}
+
+#[test]
+fn of_pairs_that_ask_a_store_only_changes_are_emitted_too() {
+    let (mut emitted, mut asked) = (0, 0);
+    for seed in 1..=40 {
+        let (mut random, mut world, mut made) = (Random(seed), World::default(), 0);
+        let (mut retrieval, mut seen) = (Retrieval::new(Search::Stored, K), Seen::new());
+        for epoch in 0..60 {
+            let changes = world.change(&mut random, &mut made);
+            let (first, lookups) = run(&mut retrieval, changes);
+            asked += lookups.len();
+            // The store knows every demonstration.
+            let ids: Vec<Uuid> = world.demonstrations.values().map(|c| c.id).collect();
+            let found = lookups.into_iter().map(|lookup| {
+                let Lookup { user, item, .. } = lookup;
+                (Input::Found(Found { user, item, ids: ids.clone(), standing: false }), 1)
+            });
+            let (second, again) = run(&mut retrieval, found.collect());
+            assert!(again.is_empty());
+            for update in first.iter().chain(&second) {
+                let pair = (update.user.clone(), update.item.clone());
+                let before = seen.get(&pair).cloned().unwrap_or_default();
+                let after = (update.live, update.retrieved.clone());
+                assert_ne!(before, after, "seed {seed}, epoch {epoch}: {pair:?} stands as it did");
+                emitted += 1;
+            }
+            see(first, &mut seen);
+            see(second, &mut seen);
+            // The same pairs are live, with the same query, and none uses what left the pool.
+            let fresh = fresh(&world);
+            assert_eq!(seen.keys().collect::<Vec<_>>(), fresh.keys().collect::<Vec<_>>());
+            for (pair, (_, retrieved)) in &seen {
+                let (_, other) = &fresh[pair];
+                let query = |r: &Option<Retrieved>| r.as_ref().map(|r| (r.view.clone(), r.item.clone()));
+                assert_eq!(query(retrieved), query(other), "seed {seed}, epoch {epoch}: {pair:?}");
+                let used = retrieved.iter().flat_map(|r| &r.used);
+                let pool = &world.demonstrations;
+                assert!(used.into_iter().all(|(c, _)| pool.values().any(|other| other == c)));
+            }
+        }
+    }
+    assert!(emitted > 1_000 && asked > 1_000, "{emitted} were emitted, {asked} asked");
 }

@@ -10,6 +10,7 @@ pub mod kafka;
 pub mod oracle;
 pub mod qdrant;
 pub mod registry;
+pub mod simulated;
 pub mod stream;
 pub mod transactions;
 pub mod verifier;

@@ -264,6 +264,7 @@ impl World {
             dead_letters: self.dead_letters,
             accept_truncated: self.accept_truncated,
             edges: self.edges.clone(),
+            by_hand: false,
             bounded: None,
             switch: None,
         }
@@ -271,22 +272,8 @@ impl World {
 
     /// Dumps every topic of the job and the wanted keys into a folder, for the oracle.
     pub fn dump(&self, job: &Job, folder: &Path) {
-        std::fs::create_dir_all(folder).unwrap();
-        let names = job.names();
-        let mut topics = self.topics();
-        for topic in Topic::ALL {
-            let mut file = std::io::BufWriter::new(
-                std::fs::File::create(folder.join(format!("{}.jsonl", topic.name()))).unwrap(),
-            );
-            read_whole(&mut *topics, names.of(topic), |record| {
-                writeln!(file, "{}", tail::line(topic, names.of(topic), &record, Format::Avro, true))
-                    .unwrap();
-            })
-            .unwrap();
-        }
-        let wanted: Vec<String> = job.requester().wanted().iter().map(|key| key.hex()).collect();
-        std::fs::write(folder.join("wanted.txt"), wanted.join("\n")).unwrap();
-        std::fs::write(folder.join("weights.safetensors"), &**self.weights).unwrap();
+        let wanted = job.requester().wanted().iter().map(|key| key.hex()).collect();
+        dump(&mut *self.topics(), job.names(), wanted, &self.weights, folder);
     }
 
     /// The topics' names with the outputs in force.
@@ -299,6 +286,21 @@ impl World {
         let values = read_compacted(&mut *self.topics(), self.names().of(topic)).unwrap();
         values.into_iter().map(|(key, (_, value))| (key, value)).collect()
     }
+}
+
+/// Dumps every topic, the wanted keys and the weights into a folder, for the oracle.
+pub fn dump(topics: &mut dyn Topics, names: &Names, wanted: Vec<String>, weights: &[u8], folder: &Path) {
+    std::fs::create_dir_all(folder).unwrap();
+    for topic in Topic::ALL {
+        let file = std::fs::File::create(folder.join(format!("{}.jsonl", topic.name()))).unwrap();
+        let mut file = std::io::BufWriter::new(file);
+        read_whole(topics, names.of(topic), |record| {
+            writeln!(file, "{}", tail::line(topic, names.of(topic), &record, Format::Avro, true)).unwrap();
+        })
+        .unwrap();
+    }
+    std::fs::write(folder.join("wanted.txt"), wanted.join("\n")).unwrap();
+    std::fs::write(folder.join("weights.safetensors"), weights).unwrap();
 }
 
 /// Steps a job until it is idle.

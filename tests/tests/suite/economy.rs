@@ -314,22 +314,6 @@ fn another_configuration_is_refused_by_name() {
 }
 
 #[test]
-fn more_live_pairs_than_the_limit_stop_the_job_before_it_commits() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut world = world(folder.path(), "job");
-    world.semantics.max_live_pairs = 5;
-    let mut job = started(&world);
-    world::append(&mut job, &small(), world.partitions);
-    let error = loop {
-        if let Err(error) = job.step(std::time::Duration::from_millis(5)) {
-            break error.to_string();
-        }
-    };
-    assert!(error.contains("max_live_pairs 5"), "{error}");
-    assert_eq!(world.compacted(Topic::Features).len(), 0);
-}
-
-#[test]
 fn a_job_on_the_outputs_of_another_is_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let first = world(folder.path(), "first");

@@ -12,6 +12,7 @@ mod explain;
 mod generator;
 mod kafka_job;
 mod kafka_topics;
+mod limits;
 mod parity;
 mod qdrant_job;
 mod qdrant_points;

@@ -85,6 +85,7 @@ fn start(folder: &Path, world: &World) -> Job {
         dead_letters: world.dead_letters,
         accept_truncated: false,
         edges: Default::default(),
+        by_hand: false,
         bounded: None,
         switch: None,
         cluster: Default::default(),

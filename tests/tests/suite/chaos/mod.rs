@@ -2,5 +2,7 @@
 //! which version ran before.
 
 mod conformance;
+mod disorder;
 mod kills;
+mod simulation;
 mod upgrade;
