@@ -237,7 +237,7 @@ pub fn bounds_of(records: &[EpochRecord], epoch: i64) -> Result<&EpochRecord> {
 /// Those of the store; `Fatal` where the job hasn't committed any.
 pub fn recorded(topics: &mut dyn Topics, names: &Names, job: &str) -> Result<(Vec<EpochRecord>, i64)> {
     // Progress first: bounds of the committed epoch are on record then.
-    let progress = crate::job::read_progress(topics, names.of(Topic::Progress))?;
+    let progress = crate::job::read_progress(topics, names.of(Topic::Progress), Some(job))?;
     let committed = progress.iter().find(|progress| progress.job == job).map_or(0, |progress| progress.epoch);
     if committed == 0 {
         return Err(Error::fatal(

@@ -26,7 +26,7 @@ pub use promote::{Demands, MAX_BEHIND, Switched, promote, rollback};
 
 use crate::epochs;
 use crate::job::outputs::{self, backfill_job};
-use crate::job::{Bounded, Job, Options, bounds_at, gone, own_progress, read_progress, starts};
+use crate::job::{Bounded, Job, Options, bounds_at, gone, own_progress, starts};
 use crate::names::Names;
 use crate::requester::IDLE;
 use ictflow_connectors::topics::Topics;
@@ -78,7 +78,7 @@ impl Recorded {
             }
         }
         let name = names.of(Topic::Progress);
-        let progress = own_progress(read_progress(topics, name)?, name, job)?;
+        let progress = own_progress(topics, name, job)?;
         let records = epochs::load(topics, names.of(Topic::Epochs), job)?;
         let committed = progress.as_ref().map_or(0, |progress| progress.epoch);
         bounds_at(&records, committed)?;

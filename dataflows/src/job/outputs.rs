@@ -64,7 +64,7 @@ pub fn active(topics: &mut dyn Topics, names: &Names, job: Option<&str>) -> Resu
             return Ok(names.clone());
         }
     }
-    let progress = read_progress(topics, names.of(Topic::Progress))?;
+    let progress = read_progress(topics, names.of(Topic::Progress), job)?;
     let found = match job {
         Some(job) => progress.iter().find(|progress| progress.job == job),
         None => progress.first().filter(|_| progress.len() == 1),
@@ -175,7 +175,7 @@ fn filled(topics: &mut dyn Topics, options: &Options, backfill: &str) -> Result<
             return Err(gone(&format!("topic {} doesn't exist", names.of(topic))));
         }
     }
-    let progress = read_progress(topics, names.of(Topic::Progress))?;
+    let progress = read_progress(topics, names.of(Topic::Progress), Some(&job))?;
     let committed = progress.iter().find(|progress| progress.job == job).map_or(0, |found| found.epoch);
     let mut records = epochs::load(topics, names.of(Topic::Epochs), &job)?;
     records.retain(|record| record.epoch <= committed);
