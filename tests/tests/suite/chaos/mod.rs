@@ -3,4 +3,8 @@
 
 mod conformance;
 mod kills;
+mod shutdown;
+mod supervised;
+mod undisturbed;
 mod upgrade;
+mod zombie;
