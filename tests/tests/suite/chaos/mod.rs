@@ -5,6 +5,7 @@ mod conformance;
 mod kills;
 mod shutdown;
 mod supervised;
+mod truncation;
 mod undisturbed;
 mod upgrade;
 mod zombie;
