@@ -13,7 +13,7 @@ use ictflow_tests::support::world::{self, World, hashed, play, template};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-fn verified(world: &World, epoch: Option<i64>) -> Report {
+pub fn verified(world: &World, epoch: Option<i64>) -> Report {
     try_verified(world, epoch).unwrap()
 }
 

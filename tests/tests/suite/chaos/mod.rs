@@ -3,6 +3,7 @@
 
 mod conformance;
 mod kills;
+mod points;
 mod shutdown;
 mod supervised;
 mod truncation;
