@@ -1,6 +1,7 @@
 //! Faults: what dies, hangs, wakes up again or lies; what the topics hold doesn't depend on it, nor on
 //! which version ran before.
 
+mod broker_kill;
 mod conformance;
 mod kills;
 mod points;
