@@ -38,7 +38,9 @@ pub fn before_a_new_job(config: &Config, topics: &mut dyn Topics) -> Result<()> 
     }
     let name = config.options.names.of(Topic::Progress);
     if topics.partitions(name)?.is_some()
-        && read_progress(topics, name)?.iter().any(|progress| progress.job == config.options.job)
+        && read_progress(topics, name, Some(&config.options.job))?
+            .iter()
+            .any(|progress| progress.job == config.options.job)
     {
         return Ok(());
     }

@@ -1,7 +1,7 @@
 //! Epochs: bounded sets of input offsets, recorded before their data enters the dataflow.
 
 use crate::Millis;
-use crate::framing::{Digest, Domain, Frame, digest};
+use crate::framing::{Digest, Domain, Frame, digest, unframe};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -107,6 +107,14 @@ impl Progress {
     /// The key: framed (job).
     pub fn key(&self) -> Vec<u8> {
         Frame::new().text(&self.job).into_bytes()
+    }
+
+    /// The job that a key names; `None` for a key that no job writes.
+    pub fn job_of(key: &[u8]) -> Option<String> {
+        match unframe(key)?.as_slice() {
+            [job] if !job.is_empty() => String::from_utf8(job.to_vec()).ok(),
+            _ => None,
+        }
     }
 }
 

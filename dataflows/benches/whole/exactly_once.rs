@@ -94,10 +94,13 @@ fn compare(
     stage::fill_topics(&mut *open()?, script, &stage::weights()?, &input)?;
     let job = |kind: &str, topics: Box<dyn Topics>| -> Fallible<Job> {
         let own = |topic: Topic| match topic {
-            Topic::Interactions | Topic::Items | Topic::Candidates | Topic::Cot | Topic::Embeddings => input(topic),
+            Topic::Interactions | Topic::Items | Topic::Candidates | Topic::Cot | Topic::Embeddings => {
+                input(topic)
+            }
             _ => format!("{prefix}{}-{kind}", topic.name()),
         };
-        let names: BTreeMap<Topic, String> = Topic::ALL.into_iter().map(|topic| (topic, own(topic))).collect();
+        let names: BTreeMap<Topic, String> =
+            Topic::ALL.into_iter().map(|topic| (topic, own(topic))).collect();
         let options = stage::options(&format!("{prefix}{kind}"), script.partitions, 1);
         let options = Options { names: Names::new(&names, ""), create_inputs: None, ..options };
         stage::begin(stage::parts(topics, None)?, &script.semantics, options)
@@ -126,7 +129,8 @@ fn compare(
         ratios.push(seconds[1] / seconds[0]);
     }
     let events = script.runs[0][0].events;
-    let conditions = format!("{store}, 1 worker, 500 demonstrations, epochs of about {}", number(events as f64));
+    let conditions =
+        format!("{store}, 1 worker, 500 demonstrations, epochs of about {}", number(events as f64));
     let [on, off] = rates;
     let mut add = |what, unit, runs| report.add("exactly-once", what, &conditions, unit, runs);
     add("interactions, exactly once", "1/s", on)?;

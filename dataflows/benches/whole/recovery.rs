@@ -50,7 +50,9 @@ fn recover(users: usize, report: &mut Report) -> Fallible<()> {
     let mut restarts = Vec::new();
     for _ in 0..LONG_RUNS {
         let (seconds, job) = start(Some(&snapshots))?;
-        if job.snapshots().and_then(|found| found.epoch) != Some(committed) || job.history_users() as f64 != held {
+        if job.snapshots().and_then(|found| found.epoch) != Some(committed)
+            || job.history_users() as f64 != held
+        {
             return Err("the start did not take the snapshot".into());
         }
         restarts.push(seconds);
@@ -66,5 +68,11 @@ fn recover(users: usize, report: &mut Report) -> Fallible<()> {
     // One number that doesn't vary: the same state is the same bytes.
     let bytes = figures.bytes as f64 / held;
     report.add("recovery", "snapshot of a user", &conditions, "B", vec![bytes; LONG_RUNS])?;
-    report.add("recovery", "the job stands still for a full one", &conditions, "s", vec![figures.pause.as_secs_f64(); LONG_RUNS])
+    report.add(
+        "recovery",
+        "the job stands still for a full one",
+        &conditions,
+        "s",
+        vec![figures.pause.as_secs_f64(); LONG_RUNS],
+    )
 }

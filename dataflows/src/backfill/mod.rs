@@ -20,8 +20,8 @@ mod promote;
 
 pub use bounds::{Bound, End, Until, parse};
 pub use parity::{Compared, Difference, Report};
-pub use plan::{Details, Outcome, Plan, check_name};
 pub(crate) use plan::read as read_plan;
+pub use plan::{Details, Outcome, Plan, check_name};
 pub use progress::Progress;
 pub use promote::{Demands, MAX_BEHIND, Switched, promote, rollback};
 

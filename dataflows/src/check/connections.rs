@@ -2,7 +2,7 @@
 
 use super::{Finding, Subject};
 use crate::epochs;
-use crate::job::{bounds_at, check_encoder, check_semantics, own_progress, read_progress};
+use crate::job::{bounds_at, check_encoder, check_semantics, own_progress};
 use ictflow_connectors::Result;
 use ictflow_connectors::kafka::{Kafka, cleanup, forgets_as};
 use ictflow_connectors::topics::Topics;
@@ -142,8 +142,7 @@ pub(super) fn recorded(subject: &mut Subject) -> Vec<Finding> {
         let progress = names.of(Topic::Progress);
         let mut committed = 0;
         if topics.partitions(progress)?.is_some() {
-            let own = read_progress(topics, progress).and_then(|all| own_progress(all, progress, job));
-            match own {
+            match own_progress(topics, progress, job) {
                 Ok(own) => committed = own.map_or(0, |progress| progress.epoch),
                 Err(error) => findings.push(Finding::of(format!("topic {progress}"), error)),
             }

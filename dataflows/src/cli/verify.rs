@@ -82,7 +82,10 @@ fn table(out: &mut impl Write, report: &Report) -> std::io::Result<()> {
         (report.superseded as u64, "keys were written again after the epoch and aren't judged"),
         (report.waiting, "live pairs wait for their item's vector"),
         (report.before_from as u64, "examples are older than the --from of the backfill that was promoted"),
-        (report.erased as u64, "dead letters are of users who were erased since and stay: they aren't judged"),
+        (
+            report.erased as u64,
+            "dead letters are of users who were erased since and stay: they aren't judged",
+        ),
         (
             report.unreadable_views,
             "unreadable records of items or candidates, whose predecessors may be compacted away",

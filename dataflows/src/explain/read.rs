@@ -170,7 +170,8 @@ pub fn job_of_outputs(topics: &mut dyn Topics, names: &Names) -> Result<Option<S
     if topics.partitions(progress)?.is_none() {
         return Ok(None);
     }
-    let mut jobs: Vec<String> = read_progress(topics, progress)?.into_iter().map(|one| one.job).collect();
+    let mut jobs: Vec<String> =
+        read_progress(topics, progress, None)?.into_iter().map(|one| one.job).collect();
     Ok(if jobs.len() == 1 { jobs.pop() } else { None })
 }
 

@@ -158,7 +158,10 @@ impl Job {
         }
         self.options.edges.pass(Edge::Committed, record.epoch);
         self.committed = record.epoch;
-        self.truncation.to_record = None;
+        // A predecessor's bounds, committed now, don't say what this start has accepted.
+        if !record.starts.is_empty() {
+            self.truncation.to_record = None;
+        }
         if let Some(epoch) = self.keeper.as_ref().and_then(|keeper| keeper.figures.epoch) {
             self.sink.note_snapshot(epoch);
         }

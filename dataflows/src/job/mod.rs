@@ -61,8 +61,8 @@ use std::time::{Duration, Instant};
 pub use bounded::{Bounded, Extent};
 pub use edge::{Edge, Edges};
 pub use erase::Receipt;
-pub(crate) use recorded::Recorded;
 use erase::Stray;
+pub(crate) use recorded::Recorded;
 use truncation::Truncation;
 pub(crate) use truncation::{gone, starts};
 
@@ -270,8 +270,8 @@ impl Job {
                 if self.sources.iter().all(|source| source.waiting() == 0) {
                     self.look_caught_up();
                     // The end of a log may be a control record, which no data follows: then an empty
-                    // epoch publishes what is live.
-                    if !self.caught_up || self.sink.publishing() {
+                    // epoch publishes what is live. One is made also to record an accepted loss.
+                    if !self.caught_up || (self.sink.publishing() && self.truncation.to_record.is_none()) {
                         return Ok(step);
                     }
                 }
@@ -410,6 +410,7 @@ impl Job {
         if asked
             || !self.caught_up
             || self.uncommitted.is_some()
+            || self.truncation.to_record.is_some()
             || self.sources.iter().any(|source| source.waiting() > 0)
         {
             return Ok(false);

@@ -65,7 +65,7 @@ pub fn active(topics: &mut dyn Topics, names: &Names, job: Option<&str>) -> Resu
             return Ok(names.clone());
         }
     }
-    let progress = read_progress(topics, names.of(Topic::Progress))?;
+    let progress = read_progress(topics, names.of(Topic::Progress), job)?;
     let found = match job {
         Some(job) => progress.iter().find(|progress| progress.job == job),
         None => progress.first().filter(|_| progress.len() == 1),

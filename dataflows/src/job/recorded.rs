@@ -1,10 +1,10 @@
 //! What stands on record of a job, whether it runs or not.
 
-use super::start::{bounds_at, own_progress, read_progress};
+use super::start::{bounds_at, own_progress};
 use crate::epochs;
 use crate::names::Names;
-use ictflow_connectors::{Error, Result};
 use ictflow_connectors::topics::Topics;
+use ictflow_connectors::{Error, Result};
 use ictflow_schemas::epoch::{EpochRecord, Erasure};
 use ictflow_schemas::topic::Topic;
 
@@ -32,7 +32,7 @@ impl Recorded {
             }
         }
         let name = names.of(Topic::Progress);
-        let progress = own_progress(read_progress(topics, name)?, name, job)?;
+        let progress = own_progress(topics, name, job)?;
         let records = epochs::load(topics, names.of(Topic::Epochs), job)?;
         let committed = progress.as_ref().map_or(0, |progress| progress.epoch);
         bounds_at(&records, committed)?;

@@ -117,8 +117,7 @@ impl Job {
         // Fence first: what is read after this can't change under us.
         let bounds = topics.writer(&format!("{}.epochs", options.job))?;
         let writer = topics.writer(&options.job)?;
-        let progress = read_progress(&mut *topics, names.of(Topic::Progress))?;
-        let progress = own_progress(progress, names.of(Topic::Progress), &options.job)?;
+        let progress = own_progress(&mut *topics, names.of(Topic::Progress), &options.job)?;
         let records = epochs::load(&mut *topics, names.of(Topic::Epochs), &options.job)?;
         let committed = progress.as_ref().map_or(0, |progress| progress.epoch);
         bounds_at(&records, committed)?;
@@ -314,48 +313,101 @@ pub(crate) fn bounds_at(records: &[EpochRecord], committed: i64) -> Result<Optio
     Ok(found)
 }
 
-/// The job's own progress. Another job's on the same topic means that it owns the outputs too: both
-/// would take the other's records for leftovers.
-pub(crate) fn own_progress(all: Vec<Progress>, topic: &str, job: &str) -> Result<Option<Progress>> {
-    match all.iter().find(|progress| progress.job != job) {
-        Some(other) if !all.iter().any(|progress| progress.job == job) => Err(Error::fatal(
+/// The job's own progress. Another job's on the same topic means that it owns the outputs too, readable or
+/// not: both would take the other's records for leftovers.
+///
+/// # Errors
+/// Those of [`read_progress`]; `Fatal` where the outputs are another job's.
+pub(crate) fn own_progress(topics: &mut dyn Topics, topic: &str, job: &str) -> Result<Option<Progress>> {
+    let mut standing = Standing::read(topics, topic)?;
+    standing.judge(topic, Some(job))?;
+    let own = standing.readable.remove(job);
+    match standing.readable.keys().chain(standing.unreadable.keys()).next() {
+        Some(other) if own.is_none() => Err(Error::fatal(
             "start the job",
-            format!("the outputs on {topic} belong to job {}", other.job),
+            format!("the outputs on {topic} belong to job {other}"),
             "a new job needs its own outputs: set [topics] suffix, or another state folder",
         )),
-        _ => Ok(all.into_iter().find(|progress| progress.job == job)),
+        _ => Ok(own),
     }
 }
 
-/// The newest progress of every job on the topic.
-pub(crate) fn read_progress(topics: &mut dyn Topics, topic: &str) -> Result<Vec<Progress>> {
-    let mut progress: BTreeMap<String, Progress> = BTreeMap::new();
-    let mut unreadable = None;
-    epochs::read_whole(topics, topic, |record| match record.value.as_deref().map(Progress::decode) {
-        Some(Ok(read)) => {
-            progress.insert(read.job.clone(), read);
+/// The newest progress of every job on the topic that can be read.
+///
+/// # Errors
+/// `Fatal` where this job's can't be read or is a newer version's; where no job is named, where any can't.
+pub(crate) fn read_progress(
+    topics: &mut dyn Topics,
+    topic: &str,
+    job: Option<&str>,
+) -> Result<Vec<Progress>> {
+    let standing = Standing::read(topics, topic)?;
+    standing.judge(topic, job)?;
+    Ok(standing.readable.into_values().collect())
+}
+
+/// What stands on `progress`, by job: what compaction would leave, whether it has run or not.
+#[derive(Default)]
+struct Standing {
+    readable: BTreeMap<String, Progress>,
+    /// Jobs whose newest record can't be read, and why.
+    unreadable: BTreeMap<String, String>,
+}
+
+impl Standing {
+    fn read(topics: &mut dyn Topics, topic: &str) -> Result<Self> {
+        let mut standing = Standing::default();
+        let mut strays = 0;
+        epochs::read_whole(topics, topic, |record| {
+            let named = record.key.as_deref().and_then(Progress::job_of);
+            match (record.value.as_deref().map(Progress::decode), named) {
+                (Some(Ok(read)), _) => {
+                    standing.unreadable.remove(&read.job);
+                    standing.readable.insert(read.job.clone(), read);
+                }
+                (Some(Err(error)), Some(job)) => {
+                    standing.readable.remove(&job);
+                    standing.unreadable.insert(job, error.to_string());
+                }
+                // No job writes such a key: it says nothing about any.
+                (Some(Err(_)), None) => strays += 1,
+                // What can't be read may be taken away; what can stays, since only its loss could follow.
+                (None, Some(job)) => drop(standing.unreadable.remove(&job)),
+                (None, None) => {}
+            }
+        })?;
+        if strays > 0 {
+            tracing::warn!(topic, strays, "passed over records that no job has written");
         }
-        Some(Err(error)) => unreadable = Some(error),
-        _ => {}
-    })?;
-    if let Some(error) = unreadable {
-        return Err(Error::fatal(
-            format!("read progress on {topic}"),
-            error,
-            "was it written by a newer version? run that one",
-        ));
+        Ok(standing)
     }
-    let newer = |version: &str| {
-        version.parse::<u32>().unwrap_or(u32::MAX) > WRITER_VERSION.parse::<u32>().unwrap_or_default()
-    };
-    if let Some(read) = progress.values().find(|read| newer(&read.writer_version)) {
-        return Err(Error::fatal(
-            format!("read progress on {topic}"),
-            format!("it has the writer version {}, this program {WRITER_VERSION}", read.writer_version),
-            "a newer version has taken the job over: run that one",
-        ));
+
+    /// Refuses what this job, or any where none is named, can't go on from. Other jobs' are no concern of it.
+    fn judge(&self, topic: &str, job: Option<&str>) -> Result<()> {
+        let concerns = |of: &str| job.is_none_or(|job| job == of);
+        if let Some((of, error)) = self.unreadable.iter().find(|(of, _)| concerns(of)) {
+            return Err(Error::fatal(
+                format!("read the progress of job {of} on {topic}"),
+                error,
+                "was it written by a newer version? run that one",
+            ));
+        }
+        for (of, error) in &self.unreadable {
+            tracing::warn!(topic, job = of, error, "another job's progress can't be read");
+        }
+        let newer = |version: &str| {
+            version.parse::<u32>().unwrap_or(u32::MAX) > WRITER_VERSION.parse::<u32>().unwrap_or_default()
+        };
+        let taken = |read: &&Progress| concerns(&read.job) && newer(&read.writer_version);
+        match self.readable.values().find(taken) {
+            None => Ok(()),
+            Some(read) => Err(Error::fatal(
+                format!("read the progress of job {} on {topic}", read.job),
+                format!("it has the writer version {}, this program {WRITER_VERSION}", read.writer_version),
+                "a newer version has taken the job over: run that one",
+            )),
+        }
     }
-    Ok(progress.into_values().collect())
 }
 
 /// Refuses a configuration that would give other outputs from the same logs.

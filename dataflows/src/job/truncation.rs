@@ -26,7 +26,8 @@ pub struct Truncation {
     begins: Vec<i64>,
     /// Whether any user was ever erased: then the owner may have purged that user's records too.
     erased: bool,
-    /// Where the logs begin, to be recorded with the next epoch.
+    /// Where the logs begin, to be recorded with the next epoch. A job that accepted a loss isn't idle until
+    /// that is done: the next start would be refused again.
     pub to_record: Option<Starts>,
 }
 
@@ -98,8 +99,8 @@ pub(crate) fn starts(topics: &mut dyn Topics, names: &Names) -> Result<Starts> {
     Topic::INPUTS.into_iter().map(of).collect()
 }
 
-/// What the inputs have forgotten of what a job's recorded epochs rest on, each as topic/partition and the
-/// range of offsets. `from` are the ends of the snapshot that is loaded, if any.
+/// What the inputs have forgotten of what a job's recorded epochs rest on, each as topic/partition with the
+/// first offset needed and the first one kept. `from` are the ends of the snapshot that is loaded, if any.
 pub(crate) fn gone(
     starts: &Starts,
     names: &Names,
@@ -118,7 +119,10 @@ pub(crate) fn gone(
             };
             let needed = of(rests).max(of(loaded));
             if *begin > needed {
-                gone.push(format!("{}/{partition} [{needed}, {begin})", names.of(topic)));
+                gone.push(format!(
+                    "{}/{partition} is needed from offset {needed} and kept from {begin}",
+                    names.of(topic)
+                ));
             }
         }
     }

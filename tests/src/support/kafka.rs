@@ -7,8 +7,10 @@
 //! the pipe from the test process closes, however that process ended.
 
 use ictflow_connectors::kafka::{Config, Kafka};
-use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -19,6 +21,9 @@ use std::time::{Duration, Instant};
 
 /// How long a broker may take to answer after its start; a busy machine takes a while.
 const START_LIMIT: Duration = Duration::from_secs(90);
+
+/// How often a broker looks for transactions that exceeded their timeout, milliseconds: tests wait for it.
+const OVERDUE_MS: u32 = 1_000;
 
 /// The user of the listener that asks for a password.
 pub const SASL_USER: &str = "ictflow";
@@ -77,7 +82,17 @@ impl Broker {
     /// # Panics
     /// Where it can't be started, with one line that says why.
     pub fn start() -> Broker {
-        Broker::start_as(false)
+        Broker::start_as(false, OVERDUE_MS)
+    }
+
+    /// A broker of one's own that looks for overdue transactions as seldom as Kafka does by default. One that
+    /// looks every second ends them while it still starts after a crash: Kafka 4.3.1 was then seen to record
+    /// the abort and to write no marker of it, so that the successor's commit made the records visible.
+    ///
+    /// # Panics
+    /// Where it can't be started, with one line that says why.
+    pub fn start_default_pace() -> Broker {
+        Broker::start_as(false, 10_000)
     }
 
     /// A broker of one's own that also has the listeners of [`Broker::scram_bootstrap`] and
@@ -86,15 +101,15 @@ impl Broker {
     /// # Panics
     /// Where it can't be started, with one line that says why.
     pub fn start_encrypted() -> Broker {
-        Broker::start_as(true)
+        Broker::start_as(true, OVERDUE_MS)
     }
 
-    fn start_as(encrypted: bool) -> Broker {
+    fn start_as(encrypted: bool, overdue_ms: u32) -> Broker {
         let libs = jars().join("libs");
         // A port that was free may be taken before the broker binds it: then others are tried.
         let mut failure = String::new();
         for _ in 0..3 {
-            match Broker::try_start(&libs, encrypted) {
+            match Broker::try_start(&libs, encrypted, overdue_ms) {
                 Ok(broker) => return broker,
                 Err(problem) => failure = problem,
             }
@@ -102,7 +117,7 @@ impl Broker {
         panic!("no kafka broker could be started: {failure}");
     }
 
-    fn try_start(libs: &Path, encrypted: bool) -> Result<Broker, String> {
+    fn try_start(libs: &Path, encrypted: bool, overdue_ms: u32) -> Result<Broker, String> {
         let begun = Instant::now();
         // The owner removes the folder, since a static is never dropped.
         let folder = tempfile::Builder::new()
@@ -115,7 +130,7 @@ impl Broker {
         }
         let ports = Ports::free(encrypted).map_err(|error| format!("no free port: {error}"))?;
         let properties = folder.join("server.properties");
-        std::fs::write(&properties, ports.properties(&folder))
+        std::fs::write(&properties, ports.properties(&folder, overdue_ms))
             .map_err(|error| format!("write {}: {error}", properties.display()))?;
         let mut format = java(libs);
         let format = format
@@ -222,6 +237,39 @@ impl Broker {
         client
     }
 
+    /// Deletes the records of a topic below these offsets, one a partition, as retention or an owner does.
+    /// A compacted topic is made one that deletes first: the broker refuses it otherwise.
+    ///
+    /// # Panics
+    /// Where the broker refuses.
+    pub fn forget(&self, topic: &str, below: &[i64]) {
+        let admin: AdminClient<DefaultClientContext> =
+            self.client().create().unwrap_or_else(|error| panic!("create an admin client: {error}"));
+        let settings = AlterConfig::new(ResourceSpecifier::Topic(topic))
+            .set("cleanup.policy", "delete")
+            .set("retention.ms", "-1");
+        let mut offsets = TopicPartitionList::new();
+        for (partition, below) in below.iter().enumerate() {
+            offsets
+                .add_partition_offset(topic, partition as i32, Offset::Offset(*below))
+                .unwrap_or_else(|error| panic!("{error}"));
+        }
+        let options = AdminOptions::new();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap_or_else(|error| panic!("{error}"));
+        let altered = runtime.block_on(admin.alter_configs([&settings], &options));
+        for answer in altered.unwrap_or_else(|error| panic!("alter {topic}: {error}")) {
+            answer.unwrap_or_else(|(_, code)| panic!("alter {topic}: {code}"));
+        }
+        let deleted = runtime.block_on(admin.delete_records(&offsets, &options));
+        for element in deleted.unwrap_or_else(|error| panic!("delete records of {topic}: {error}")).elements()
+        {
+            element.error().unwrap_or_else(|error| panic!("delete records of {topic}: {error}"));
+        }
+    }
+
     /// Kills the broker as a crash does, its data kept.
     pub fn kill(&mut self) {
         self.order("kill").unwrap_or_else(|problem| panic!("kill the broker: {problem}"));
@@ -301,7 +349,7 @@ impl Ports {
         Ok(Ports { plain: port(0)?, sasl: port(1)?, controller: port(2)?, encrypted })
     }
 
-    fn properties(self, folder: &Path) -> String {
+    fn properties(self, folder: &Path, overdue_ms: u32) -> String {
         let Ports { plain, sasl, controller, encrypted } = self;
         let data = folder.join("data");
         let data = data.display();
@@ -342,7 +390,7 @@ offsets.topic.num.partitions=1
 transaction.state.log.replication.factor=1
 transaction.state.log.min.isr=1
 transaction.state.log.num.partitions=1
-transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
+transaction.abort.timed.out.transaction.cleanup.interval.ms={overdue_ms}
 share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 group.initial.rebalance.delay.ms=0

@@ -8,6 +8,7 @@ pub mod hosts;
 pub mod http;
 pub mod kafka;
 pub mod oracle;
+pub mod program;
 pub mod qdrant;
 pub mod registry;
 pub mod simulated;

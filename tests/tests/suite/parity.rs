@@ -49,6 +49,11 @@ pub fn mutated(folder: &Path, arguments: &[&str]) -> Vec<Value> {
 pub fn verify(world: &World, job: &Job, folder: &Path, demands: &[&str]) -> Value {
     let dumps = folder.join("dumps");
     world.dump(job, &dumps);
+    verify_dumps(&dumps, demands)
+}
+
+/// Asks the oracle about dumps of a world.
+pub fn verify_dumps(dumps: &Path, demands: &[&str]) -> Value {
     let path = |name: &str| dumps.join(name).to_str().unwrap().to_owned();
     let (wanted, weights) = (path("wanted.txt"), path("weights.safetensors"));
     let mut arguments =

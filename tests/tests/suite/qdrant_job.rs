@@ -1,7 +1,7 @@
 //! Whole jobs over a store of points: no feature without its points, and every vector equals the ICT
 //! of the ids in its record, whatever the store goes through.
 
-use crate::parity::{mutated, semantics, verify};
+use crate::parity::{mutated, semantics, verify, verify_dumps};
 use ictflow_connectors::points::{Point, Points};
 use ictflow_connectors::qdrant::{Config, Qdrant};
 use ictflow_dataflows::job::Job;
@@ -53,12 +53,12 @@ fn start(world: &World) -> Job {
 }
 
 /// The points that aren't marked as deleted.
-fn live(double: &Double) -> BTreeMap<Uuid, Dump> {
+pub fn live(double: &Double) -> BTreeMap<Uuid, Dump> {
     double.points().into_iter().filter(|(_, point)| point.payload["deleted"] == false).collect()
 }
 
 /// The live points are just the job's demonstrations, each with its vectors.
-fn points_are_the_demonstrations(double: &Double, job: &Job) {
+pub fn points_are_the_demonstrations(double: &Double, job: &Job) {
     let live = live(double);
     let ids: BTreeSet<Uuid> = job.demonstrations().iter().map(|demonstration| demonstration.id).collect();
     assert_eq!(live.keys().copied().collect::<BTreeSet<_>>(), ids);
@@ -219,6 +219,77 @@ fn a_job_starts_without_its_store_and_publishes_when_it_comes() {
     assert_eq!(world.compacted(Topic::Features).len(), 8);
     points_are_the_demonstrations(&double, &job);
     verify(&world, &job, folder.path(), &["--min-features", "8", "--min-full", "1"]);
+}
+
+/// Asks the oracle, which knows nothing of erasures, about logs that never had a user. The user's events
+/// must not be the newest of their partition.
+fn verify_without(user: &str, world: &World, job: &Job, folder: &Path, demands: &[&str]) -> Value {
+    let dumps = folder.join("dumps-without");
+    world.dump(job, &dumps);
+    for topic in [Topic::Interactions, Topic::Candidates] {
+        let file = dumps.join(format!("{}.jsonl", topic.name()));
+        let text = std::fs::read_to_string(&file).unwrap();
+        let of_others =
+            |line: &&str| serde_json::from_str::<Value>(line).unwrap()["key"].as_str() != Some(user);
+        let left: Vec<&str> = text.lines().filter(of_others).collect();
+        assert!(left.len() < text.lines().count(), "{topic:?} had records of {user}");
+        std::fs::write(&file, left.iter().map(|line| format!("{line}\n")).collect::<String>()).unwrap();
+    }
+    verify_dumps(&dumps, demands)
+}
+
+#[test]
+fn an_erased_user_leaves_the_store_too_and_no_snapshot_brings_the_points_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut double = Double::start();
+    let mut world = over(folder.path(), "job", &double, stored(1));
+    world.snapshots = Some((folder.path().join("snapshots"), Duration::from_secs(3_600)));
+    let mut job = start(&world);
+    feed(&mut job, &small(6), world.partitions);
+    job.snapshot();
+    feed(&mut job, &small(12), world.partitions);
+    assert_eq!(live(&double).len(), 12);
+    // Killed past its snapshot: the next start loads that and replays the rest.
+    drop(job);
+    let mut job = start(&world);
+    assert!(job.snapshots().unwrap().epoch.is_some());
+    world::settle(&mut job);
+    points_are_the_demonstrations(&double, &job);
+    verify(&world, &job, folder.path(), &["--min-features", "24", "--min-full", "1"]);
+
+    let own: BTreeSet<Uuid> =
+        job.demonstrations().iter().filter(|c| &*c.identity.user == "u2").map(|c| c.id).collect();
+    let used = |features: &BTreeMap<Vec<u8>, Vec<u8>>| -> usize {
+        live_before(features).iter().filter(|id| own.contains(&id.parse().unwrap())).count()
+    };
+    assert_eq!((own.len(), used(&world.compacted(Topic::Features))), (1, 1), "somebody uses it");
+    // The store is down when the user goes, and comes back by itself.
+    let later = Duration::from_millis(500);
+    double.stop();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(later);
+            double.restart(true);
+        });
+        assert_eq!(job.erase("u2").unwrap().demonstrations, 1);
+    });
+    world::settle(&mut job);
+    let features = world.compacted(Topic::Features);
+    assert_eq!((features.len(), used(&features)), (22, 0));
+    let demands = ["--min-features", "22", "--min-full", "1"];
+    for keep in [true, false] {
+        points_are_the_demonstrations(&double, &job);
+        assert_eq!(live(&double).len(), 11);
+        verify_without("u2", &world, &job, folder.path(), &demands);
+        drop(job);
+        double.restart(keep);
+        job = start(&world);
+        assert!(job.snapshots().unwrap().epoch.is_some());
+        feed(&mut job, &[item(&format!("new-{keep}"), Some("A new film"), "1")], world.partitions);
+        assert!(world.compacted(Topic::Features) == features);
+    }
+    points_are_the_demonstrations(&double, &job);
+    assert_eq!(live(&double).len(), 11);
 }
 
 #[test]

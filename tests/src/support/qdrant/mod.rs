@@ -120,6 +120,30 @@ impl Shared {
     fn resolve(&self, name: &str) -> String {
         self.aliases.lock().unwrap().get(name).map_or(name, String::as_str).to_owned()
     }
+
+    fn points_of(&self, collection: &str) -> BTreeMap<Uuid, Dump> {
+        let collection = &self.resolve(collection);
+        let dump = |(id, point): (&Id, &Stored)| {
+            let Id::Uuid(id) = id else { return None };
+            let payload = point.payload.iter().map(|(name, value)| (name.clone(), value.clone().into_json()));
+            Some((*id, Dump { payload: payload.collect(), vectors: point.vectors.clone() }))
+        };
+        self.collections(|all| {
+            all.get(collection)
+                .map(|found| found.points.iter().filter_map(dump).collect())
+                .unwrap_or_default()
+        })
+    }
+}
+
+/// What a double holds, without the double.
+pub struct View(Arc<Shared>);
+
+impl View {
+    /// What stands in the default collection: empty where there is none.
+    pub fn points(&self) -> BTreeMap<Uuid, Dump> {
+        self.0.points_of(COLLECTION)
+    }
 }
 
 /// A running double. It ends with its value.
@@ -250,6 +274,11 @@ impl Double {
         self.points_of(COLLECTION)
     }
 
+    /// A look at what it holds, for another thread; it goes on over stops and restarts.
+    pub fn view(&self) -> View {
+        View(Arc::clone(&self.shared))
+    }
+
     /// The collection that an alias leads to.
     pub fn alias(&self, alias: &str) -> Option<String> {
         self.shared.aliases.lock().unwrap().get(alias).cloned()
@@ -257,17 +286,7 @@ impl Double {
 
     /// What stands in a collection, which an alias may name. Points with numbers as ids are left out.
     pub fn points_of(&self, collection: &str) -> BTreeMap<Uuid, Dump> {
-        let collection = &self.shared.resolve(collection);
-        let dump = |(id, point): (&Id, &Stored)| {
-            let Id::Uuid(id) = id else { return None };
-            let payload = point.payload.iter().map(|(name, value)| (name.clone(), value.clone().into_json()));
-            Some((*id, Dump { payload: payload.collect(), vectors: point.vectors.clone() }))
-        };
-        self.shared.collections(|all| {
-            all.get(collection)
-                .map(|found| found.points.iter().filter_map(dump).collect())
-                .unwrap_or_default()
-        })
+        self.shared.points_of(collection)
     }
 
     /// Whether a collection exists.

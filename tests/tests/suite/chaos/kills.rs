@@ -1,6 +1,7 @@
 //! A job that is killed with SIGKILL again and again, at random moments and at each edge of a commit,
 //! while its input goes on: what the topics hold in the end is what they hold without a kill.
 
+use super::undisturbed::{none_violated, undisturbed};
 use crate::parity::verify;
 use fastrand::Rng;
 use ictflow_connectors::clock;
@@ -14,7 +15,7 @@ use ictflow_tests::support::child::{self, Fault, Life, Line, Plan};
 use ictflow_tests::support::kafka::{Broker, unique};
 use ictflow_tests::support::stream::Stream;
 use ictflow_tests::support::transactions;
-use ictflow_tests::support::verifier::{self, COMMITTED, COMPARED, Outputs};
+use ictflow_tests::support::verifier::COMMITTED;
 use ictflow_tests::support::world::{self, Store, World, calls, hashed, settle, template};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
@@ -319,33 +320,9 @@ fn same_as_undisturbed(world: &World, story: &Story, folder: &Path) {
         assert!(report["hits"][rule].as_u64().unwrap() >= 10, "{rule}: {report}");
     }
     drop(job);
-    let undisturbed = |name: &str, generate: bool| {
-        let calls_file = folder.join(format!("{name}.txt"));
-        let undisturbed = World {
-            job: format!("{}-{name}", world.job),
-            epoch: 5_000,
-            snapshots: None,
-            generate,
-            calls_file: Some(calls_file.clone()),
-            ..world.clone()
-        };
-        let mut job = undisturbed.start(template(), hashed());
-        settle(&mut job);
-        let asked = &job.requester().accounting;
-        assert_eq!((asked.attempts, asked.embeddings), (0, 0), "{name} asks what is answered");
-        assert_eq!(calls(&calls_file), []);
-        drop(job);
-        COMPARED.map(|topic| (topic, undisturbed.compacted(topic))).into()
-    };
-    let expected: BTreeMap<Topic, verifier::Compacted> = undisturbed("replay", false);
-    assert!(expected == undisturbed("again", true), "two replays differ");
-    let (mut topics, names, mut outputs) = (world.topics(), world.names(), Outputs::new());
-    for topic in COMMITTED.into_iter().chain([Topic::Epochs]) {
-        let records = outputs.entry(topic).or_default();
-        read_whole(&mut *topics, names.of(topic), |record| records.push(record)).unwrap();
-    }
-    let violations = verifier::check(&world.job, &outputs, &expected);
-    assert!(violations.is_empty(), "{}: {:?}", violations.len(), &violations[..violations.len().min(10)]);
+    let expected = undisturbed(world, "replay", folder, false);
+    assert!(expected == undisturbed(world, "again", folder, true), "two replays differ");
+    none_violated(world, &expected);
     assert_eq!(calls(world.calls_file.as_deref().unwrap()).len(), made);
 }
 

@@ -5,6 +5,7 @@ use crate::parity::{mutated, semantics};
 use ictflow_connectors::Disposition;
 use ictflow_dataflows::epochs::read_whole;
 use ictflow_schemas::epoch::{EpochRecord, Progress, WRITER_VERSION};
+use ictflow_schemas::framing::Frame;
 use ictflow_schemas::topic::{NewRecord, Record, Topic};
 use ictflow_schemas::wire::{Wire, single_object, split_single_object, versions};
 use ictflow_tests::support::world::{self, World, feed, hashed, play, settle, template};
@@ -121,6 +122,19 @@ fn what_an_older_version_left_is_taken_over() {
     assert!(taken.compacted(Topic::Features).len() > 100);
 }
 
+/// Writes a record to partition 0 of a topic of the job.
+fn put(world: &World, topic: Topic, key: Option<Vec<u8>>, value: Option<Vec<u8>>) {
+    let new = NewRecord {
+        topic: world.names().of(topic).to_owned(),
+        partition: 0,
+        timestamp: None,
+        key,
+        value,
+        headers: Vec::new(),
+    };
+    world.topics().append(&[new]).unwrap();
+}
+
 #[test]
 fn what_a_newer_version_left_is_refused_and_stays_as_it_is() {
     let folder = tempfile::tempdir().unwrap();
@@ -130,19 +144,10 @@ fn what_a_newer_version_left_is_refused_and_stays_as_it_is() {
     let mut job = world.start(template(), hashed());
     play(&mut job, first, world.partitions, 100);
     drop(job);
-    let (names, own) = (world.names(), read(&world, Topic::Progress).pop().unwrap());
+    let own = read(&world, Topic::Progress).pop().unwrap();
     let progress = Progress::decode(own.value.as_deref().unwrap()).unwrap();
-    let put = |topic: Topic, key: &Option<Vec<u8>>, value: Vec<u8>| {
-        let new = NewRecord {
-            topic: names.of(topic).to_owned(),
-            partition: 0,
-            timestamp: None,
-            key: key.clone(),
-            value: Some(value),
-            headers: Vec::new(),
-        };
-        world.topics().append(&[new]).unwrap();
-    };
+    let put =
+        |topic: Topic, key: &Option<Vec<u8>>, value: Vec<u8>| put(&world, topic, key.clone(), Some(value));
     let version = |version: &str| Progress { writer_version: version.into(), ..progress.clone() }.encode();
     let unknown = single_object([7; 8], &[1, 2, 3]);
     let newer = (WRITER_VERSION.parse::<u32>().unwrap() + 1).to_string();
@@ -160,41 +165,93 @@ fn what_a_newer_version_left_is_refused_and_stays_as_it_is() {
         let text = format!("{error} {}", error.hint);
         assert!(text.contains(says) && text.contains("newer version"), "{name}: {text}");
         assert!(held(&world) == before, "{name}: a refused start writes nothing");
-        // The newest record of a key counts once the newer version's is compacted away; until then a
-        // record that can't be read is refused wherever it stands.
+        // The newest record of a key counts, as after compaction: once it can be read the job goes on.
         put(Topic::Progress, &own.key, version(WRITER_VERSION));
-        if says == "writer version" {
-            drop(world.start(template(), hashed()));
-        }
+        drop(world.start(template(), hashed()));
     }
-    // Unreadable ones stay refused; on a store without it the job goes on where it stood.
-    let clean = tempfile::tempdir().unwrap();
-    let copy = World { store: world::Store::Local(clean.path().join("topics.sqlite")), ..world.clone() };
-    let good = |record: &Record| Progress::decode(record.value.as_deref().unwrap()).is_ok();
-    let mut topics = copy.topics();
-    for topic in Topic::ALL {
-        let count = world.topics().partitions(names.of(topic)).unwrap().unwrap();
-        topics.ensure(names.of(topic), count, topic.policy()).unwrap();
-        let records = read(&world, topic).into_iter();
-        let records =
-            records.filter(|record| topic != Topic::Progress || good(record)).map(|record| NewRecord {
-                topic: names.of(topic).to_owned(),
-                partition: record.partition,
-                timestamp: record.timestamp,
-                key: record.key,
-                value: record.value,
-                headers: record.headers,
-            });
-        topics.append(&records.collect::<Vec<_>>()).unwrap();
-    }
-    let mut job = copy.start(template(), hashed());
+    let mut job = world.start(template(), hashed());
     assert_eq!(job.committed(), progress.epoch);
-    feed(&mut job, second, copy.partitions);
-    let batch = World { job: "batch".into(), generate: false, epoch: 100_000, ..copy.clone() };
+    feed(&mut job, second, world.partitions);
+    drop(job);
+    let batch = World { job: "batch".into(), generate: false, epoch: 100_000, ..world.clone() };
     settle(&mut batch.start(template(), hashed()));
-    assert!(copy.compacted(Topic::Features) == batch.compacted(Topic::Features));
+    assert!(world.compacted(Topic::Features) == batch.compacted(Topic::Features));
     // Bounds of a newer version are refused likewise.
     put(Topic::Epochs, &None, single_object([7; 8], &[1, 2, 3]));
     let error = world.try_start(template(), hashed()).err().unwrap();
     assert_eq!(error.disposition, Disposition::Fatal, "{error}");
+}
+
+/// Records on `progress` that nobody can read: by whom, the key, and whether a job of that name may exist.
+fn strangers() -> [(&'static str, Option<Vec<u8>>, bool); 5] {
+    let framed =
+        |parts: &[&str]| parts.iter().fold(Frame::new(), |frame, part| frame.text(part)).into_bytes();
+    [
+        ("no key", None, false),
+        ("a key that isn't framed", Some(b"shop".to_vec()), false),
+        ("a key of two parts", Some(framed(&["shop", "1"])), false),
+        ("a key that isn't text", Some(vec![0, 0, 0, 1, 0xff]), false),
+        ("another job", Some(framed(&["stall"])), true),
+    ]
+}
+
+#[test]
+fn what_a_stranger_wrote_to_progress_stops_no_job_but_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = world(folder.path(), "shop");
+    let script = slice(folder.path(), "23");
+    let mut pieces = script.chunks(script.len() / 6 + 1);
+    let mut job = world.start(template(), hashed());
+    play(&mut job, pieces.next().unwrap(), world.partitions, 100);
+    let mut committed = job.committed();
+    drop(job);
+    for (who, key, is_job) in strangers() {
+        put(&world, Topic::Progress, key.clone(), Some(b"who knows".to_vec()));
+        let mut job = world.start(template(), hashed());
+        assert_eq!(job.committed(), committed, "{who}");
+        play(&mut job, pieces.next().unwrap(), world.partitions, 100);
+        assert!(job.committed() > committed, "{who}");
+        committed = job.committed();
+        drop(job);
+
+        // Whose outputs they are is asked by a new job: only a name that a job may have says so.
+        let place = tempfile::tempdir().unwrap();
+        let new = self::world(place.path(), "new");
+        let mut topics = new.topics();
+        topics.ensure(new.names().of(Topic::Progress), 1, Topic::Progress.policy()).unwrap();
+        put(&new, Topic::Progress, key.clone(), Some(b"who knows".to_vec()));
+        match new.try_start(template(), hashed()) {
+            Ok(_) => assert!(!is_job, "{who}"),
+            Err(error) => {
+                assert!(is_job, "{who}: {error}");
+                assert_eq!(error.disposition, Disposition::Fatal, "{error}");
+                assert!(error.to_string().contains("belong to job stall"), "{error}");
+                // A null takes it away, as its owner would.
+                put(&new, Topic::Progress, key, None);
+                drop(new.start(template(), hashed()));
+            }
+        }
+    }
+    let batch = World { job: "batch".into(), generate: false, epoch: 100_000, ..world.clone() };
+    settle(&mut batch.start(template(), hashed()));
+    for topic in [Topic::Features, Topic::Examples, Topic::DeadLetters] {
+        assert!(world.compacted(topic) == batch.compacted(topic), "{topic:?}");
+    }
+
+    // The job's own is refused by name, until it can be read again.
+    let own = read(&world, Topic::Progress)
+        .into_iter()
+        .rfind(|record| record.value.as_deref().is_some_and(|value| Progress::decode(value).is_ok()));
+    let own = own.unwrap();
+    put(&world, Topic::Progress, own.key.clone(), Some(b"who knows".to_vec()));
+    let before = held(&world);
+    let error = world.try_start(template(), hashed()).err().unwrap();
+    assert_eq!(error.disposition, Disposition::Fatal, "{error}");
+    assert!(error.to_string().contains("the progress of job shop on progress"), "{error}");
+    assert!(held(&world) == before, "a refused start writes nothing");
+    put(&world, Topic::Progress, own.key, own.value);
+    let mut job = world.start(template(), hashed());
+    assert_eq!(job.committed(), committed);
+    settle(&mut job);
+    assert_eq!(job.committed(), committed, "it had nothing to do");
 }
