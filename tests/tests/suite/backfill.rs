@@ -178,7 +178,7 @@ fn killed_and_resumed(folder: &Path, world: &World) {
     drop(first);
     assert!(backfill::outcome(&mut *world.topics(), &world.options(), &plan).unwrap().is_none());
     // The live job goes on meanwhile: the bounds stay.
-    play(world, &mut live, &cut(&script(folder, "1100", world.partitions), 3)[2], 200);
+    play(world, &mut live, cut(&script(folder, "1100", world.partitions), 3)[2], 200);
     assert_eq!(prepare(world, &order).unwrap(), plan);
     for (n, edge) in [Edge::BoundsRecorded, Edge::Committed].into_iter().enumerate() {
         let at = reached + 1 + n as i64;

@@ -14,6 +14,7 @@ use ictflow_connectors::snapshots::Snapshots;
 use ictflow_connectors::topics::Topics;
 use ictflow_connectors::{Disposition, Error};
 use ictflow_dataflows::cluster::Cluster;
+use ictflow_dataflows::dead_letters::ratio::Ratio;
 use ictflow_dataflows::job::{Edge, Edges, Job, Options, Parts};
 use ictflow_dataflows::names::Names;
 use ictflow_operators::ict::{Shape, Weights, untrained};
@@ -475,6 +476,7 @@ impl Simulation {
             by_hand: true,
             bounded: None,
             switch: None,
+            dead_letters: Ratio::OFF,
         };
         Job::start(parts, self.semantics.clone(), options)
     }
