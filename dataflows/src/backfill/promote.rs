@@ -174,10 +174,10 @@ fn check(
             return Err(refused(
                 name,
                 format!(
-                    "its outputs aren't equal to the live ones of epoch {}: {} features and {} examples differ",
+                    "its outputs aren't equal to the live ones of epoch {}: {} features and {} examples differ or can't be compared",
                     report.live_epoch,
-                    differing(&report.features),
-                    differing(&report.examples),
+                    differing(&report.features, report.exact),
+                    differing(&report.examples, report.exact),
                 ),
                 "look at its report; --force promotes it all the same, and the live job writes what differs",
             ));
@@ -198,8 +198,9 @@ fn check(
     Ok(())
 }
 
-fn differing(compared: &super::Compared) -> u64 {
-    compared.differ + compared.only_here + compared.only_live
+fn differing(compared: &super::Compared, exact: bool) -> u64 {
+    let superseded = if exact { 0 } else { compared.superseded };
+    compared.differ + compared.only_here + compared.only_live + superseded
 }
 
 /// Takes the job over and commits the epoch that switches.

@@ -145,7 +145,7 @@ fn a_run_beside_it_is_fenced_by_a_promote_and_follows_when_it_starts_again() {
     let path = world.path();
     let mut child = spawn(path, &dry(&["--follow"]), Stdio::null());
     until(path, "a feature", || {
-        path.join("look/topics.sqlite").exists()
+        path.join("look/topics.db").exists()
             && run(path, &on(&["tail", "features", "--last", "1"])).code == Some(0)
             && !tail(path, &["--last", "1"]).is_empty()
     });
