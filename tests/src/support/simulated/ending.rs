@@ -121,6 +121,7 @@ impl Simulation {
             }
             expected.insert(Topic::Features, features);
         }
+        self.ledger.figures.compared += expected[&Topic::Features].len() as u64;
         let violations = verifier::check(JOB, &outputs, &expected);
         if !violations.is_empty() {
             return Err(Violation(format!("{suffix}: {violations:?}")));

@@ -25,7 +25,7 @@ pub enum Defect {
     LostAnswer,
     /// Every tenth record of bounds is acknowledged and not written.
     LostBounds,
-    /// The store of points acknowledges every third write before it did it.
+    /// The store of points acknowledges every other write before it did it.
     EarlyAcknowledgement,
 }
 
