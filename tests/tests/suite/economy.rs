@@ -5,9 +5,11 @@ use ictflow_dataflows::job::Job;
 use ictflow_schemas::config::{CotStride, Semantics};
 use ictflow_schemas::cot::CotRequest;
 use ictflow_schemas::dead_letter::DeadLetter;
+use ictflow_schemas::embedding::{Embedding, EmbeddingStatus};
 use ictflow_schemas::example::ExampleRecord;
 use ictflow_schemas::feature::{CotStatus, Feature, feature_key};
-use ictflow_schemas::framing::{Frame, Partitioner};
+use ictflow_schemas::framing::{Frame, Partitioner, text_digest};
+use ictflow_schemas::item::Item;
 use ictflow_schemas::topic::{NewRecord, Topic};
 use ictflow_schemas::wire::Wire;
 use ictflow_tests::support::world::{
@@ -205,6 +207,38 @@ fn a_removed_answer_is_asked_again_and_no_other() {
     settle(&mut job);
     let asked = calls(second.calls_file.as_ref().unwrap());
     assert_eq!(asked, [(String::from_utf8(removed).unwrap(), 1)]);
+}
+
+#[test]
+fn an_embedding_that_goes_leaves_the_older_text_as_a_recomputation_has_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = world(folder.path(), "first");
+    let mut job = started(&first);
+    feed(&mut job, &small(), first.partitions);
+    let before = first.compacted(Topic::Features);
+    let edit = item("c", Some("Film c, restored"), "1");
+    feed(&mut job, std::slice::from_ref(&edit), first.partitions);
+    assert_ne!(first.compacted(Topic::Features), before, "the new text serves");
+    // The new text's vector goes, and none comes: the encoder has refused it.
+    let text = serde_json::from_value::<Item>(edit["value"].clone()).unwrap().text();
+    let (encoder, digest) = (hashed().id().to_owned(), text_digest(&text).hex());
+    let ok = Frame::new().text(&encoder).text(&digest).into_bytes();
+    let refusal = Embedding { encoder, digest, status: EmbeddingStatus::Failed, vector: vec![] };
+    let new = |key: Vec<u8>, value: Option<Vec<u8>>| NewRecord {
+        topic: "embeddings".into(),
+        partition: 0,
+        timestamp: None,
+        key: Some(key),
+        value,
+        headers: vec![],
+    };
+    job.topics().append(&[new(refusal.key(), Some(refusal.encode())), new(ok, None)]).unwrap();
+    settle(&mut job);
+    assert_eq!(first.compacted(Topic::Features), before, "the older text serves again");
+    drop(job);
+    let second = world(folder.path(), "second");
+    settle(&mut started(&second));
+    assert_eq!(second.compacted(Topic::Features), before);
 }
 
 /// The template, waiting for leave before each answer.

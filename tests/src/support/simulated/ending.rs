@@ -34,13 +34,13 @@ impl Simulation {
         let before = self.outputs();
         self.job = None;
         let mut job = self.try_start(JOB, self.store.clone(), true).map_err(unexpected)?;
-        until_taken_in(&mut job)?;
+        let ledger = &mut self.ledger;
+        until_taken_in(&mut job, |job| ledger.look(Some(job)))?;
         let asked = &job.requester().accounting;
         if asked.attempts + asked.embeddings > 0 || !job.requester().idle() {
             return Err(Violation(format!("a further start asks: {asked:?}")));
         }
         self.job = Some(job);
-        self.ledger.look(self.job.as_ref())?;
         if COMPARED
             .iter()
             .any(|topic| compacted(&self.log, &self.names, *topic) != compacted_of(&before, *topic))
@@ -58,8 +58,9 @@ impl Simulation {
     /// made.
     fn take_in(&mut self) -> Result<(), Violation> {
         let Some(job) = &mut self.job else { return Ok(()) };
-        until_taken_in(job)?;
-        self.ledger.look(self.job.as_ref())
+        // After each commit: what an epoch published may go with the next.
+        let ledger = &mut self.ledger;
+        until_taken_in(job, |job| ledger.look(Some(job)))
     }
 
     /// Answers whatever is asked, until nothing is.
@@ -101,7 +102,7 @@ impl Simulation {
         let stored = self.semantics.search == Search::Stored;
         let store = stored.then(Store::default);
         let mut fresh = self.try_start(suffix, store, false).map_err(unexpected)?;
-        until_taken_in(&mut fresh)?;
+        until_taken_in(&mut fresh, |_| Ok(()))?;
         let outputs = self.outputs();
         let mut expected: BTreeMap<Topic, Compacted> =
             COMPARED.map(|topic| (topic, compacted(&self.log, fresh.names(), topic))).into();
@@ -121,6 +122,7 @@ impl Simulation {
             }
             expected.insert(Topic::Features, features);
         }
+        self.ledger.figures.compared += expected[&Topic::Features].len() as u64;
         let violations = verifier::check(JOB, &outputs, &expected);
         if !violations.is_empty() {
             return Err(Violation(format!("{suffix}: {violations:?}")));
@@ -179,11 +181,16 @@ impl Simulation {
     }
 }
 
-/// Steps a job until its logs are read to their ends, all of it committed and features published.
-fn until_taken_in(job: &mut Job) -> Result<(), Violation> {
+/// Steps a job until its logs are read to their ends, all of it committed and features published; `look` looks
+/// at it after each step.
+fn until_taken_in(
+    job: &mut Job,
+    mut look: impl FnMut(&Job) -> Result<(), Violation>,
+) -> Result<(), Violation> {
     let mut fruitless = 0;
     loop {
         let step = job.step(Duration::ZERO).map_err(unexpected)?;
+        look(job)?;
         let ends = job.input_ends().map_err(unexpected)?;
         let at = |(source, ends): (&Source, &Vec<i64>)| {
             source.reached().iter().zip(ends).all(|(at, end)| at >= end)

@@ -43,11 +43,13 @@ pub struct Figures {
     pub cut_off: u64,
     /// Standing embeddings that went.
     pub gone_embeddings: u64,
+    /// Features held against a recomputation.
+    pub compared: u64,
 }
 
 impl Figures {
     /// Every figure with its name.
-    pub fn all(&self) -> [(&'static str, u64); 13] {
+    pub fn all(&self) -> [(&'static str, u64); 14] {
         [
             ("epochs", self.epochs as u64),
             ("features", self.features),
@@ -62,6 +64,7 @@ impl Figures {
             ("called", self.called),
             ("cut off", self.cut_off),
             ("gone embeddings", self.gone_embeddings),
+            ("compared", self.compared),
         ]
     }
 
@@ -80,6 +83,7 @@ impl Figures {
         self.called += other.called;
         self.cut_off += other.cut_off;
         self.gone_embeddings += other.gone_embeddings;
+        self.compared += other.compared;
     }
 }
 

@@ -21,11 +21,11 @@ pub enum Defect {
     TornCommit,
     /// A writer goes on after it was fenced.
     NoFence,
-    /// Every tenth append of answers is acknowledged and not written.
+    /// Every third append of answers is acknowledged and not written.
     LostAnswer,
     /// Every tenth record of bounds is acknowledged and not written.
     LostBounds,
-    /// The store of points acknowledges every third write before it did it.
+    /// The store of points acknowledges every other write before it did it.
     EarlyAcknowledgement,
 }
 
@@ -222,7 +222,7 @@ impl Topics for Log {
             inner.insert(&records[..written.min(records.len())]);
             return Err(Error::retry(Duration::ZERO, "append", "the broker is away", "it comes back"));
         }
-        if !inner.befalls(Defect::LostAnswer, 10) {
+        if !inner.befalls(Defect::LostAnswer, 3) {
             inner.insert(records);
         }
         Ok(())

@@ -105,7 +105,7 @@ impl Points for Store {
         let mut inner = self.inner();
         inner.before()?;
         inner.writes += 1;
-        if inner.defect == Some(Defect::EarlyAcknowledgement) && inner.writes.is_multiple_of(3) {
+        if inner.defect == Some(Defect::EarlyAcknowledgement) && inner.writes.is_multiple_of(2) {
             return Ok(());
         }
         for point in points {

@@ -144,8 +144,8 @@ fn semantics(rng: &mut Rng) -> Semantics {
         lateness_ms: LATENESS,
         max_future_skew_ms: LATENESS / 2,
         attribution_window_ms: 2 * LATENESS,
-        pair_ttl_ms: 20 * LATENESS,
-        demonstration_ttl_ms: 40 * LATENESS,
+        pair_ttl_ms: 30 * LATENESS,
+        demonstration_ttl_ms: 60 * LATENESS,
         max_window_events: rng.usize(3..12),
         max_demonstrations: rng.usize(3..12),
         search: if rng.u32(..8) == 0 { Search::Stored } else { Search::Exact },
@@ -222,24 +222,26 @@ impl Simulation {
         while let Some(zombie) = self.zombies.pop() {
             self.wake(zombie, true)?;
         }
+        let closing = self.workload.closing(&mut self.rng);
+        self.log.produce(&closing);
         self.come_to_rest(dump)
     }
 
     /// One action.
     fn act(&mut self) -> Result<(), Violation> {
         match self.rng.u32(..100) {
-            0..=24 => {
+            0..=19 => {
                 let batch = self.workload.batch(&mut self.rng);
                 self.tell(format!("{} records arrive", batch.len()));
                 self.log.produce(&batch);
             }
-            25..=54 => self.step()?,
-            55..=58 => {
+            20..=46 => self.step()?,
+            47..=48 => {
                 self.draw_faults();
                 self.tell("answers are journaled");
                 self.with(|job| job.journal().map(drop))?;
             }
-            59..=70 => {
+            49..=60 => {
                 let reply = match self.rng.u32(..20) {
                     0 => Reply::Bad,
                     1..=2 => Reply::Failed,
@@ -252,7 +254,7 @@ impl Simulation {
                 let begun = self.hands(|hands| hands.call(now));
                 self.tell(format!("a call is begun: {begun}, {reply:?}"));
             }
-            71..=82 => {
+            61..=72 => {
                 let calls = self.hands(|hands| hands.calls());
                 if calls > 0 {
                     let which = self.rng.usize(..calls);
@@ -260,28 +262,28 @@ impl Simulation {
                     self.hands(|hands| hands.end_call(which));
                 }
             }
-            83..=86 => {
+            73..=80 => {
                 let reply = if self.rng.u32(..20) == 0 { Reply::NoVector } else { Reply::Good };
                 self.plan.set(reply);
                 let begun = self.hands(|hands| hands.embed());
                 self.tell(format!("texts are embedded: {begun}, {reply:?}"));
             }
-            87..=90 => {
+            81..=88 => {
                 let ended = self.hands(|hands| hands.end_embed());
                 self.tell(format!("vectors come: {ended}"));
             }
-            91..=92 => {
+            89..=90 => {
                 let doubled = doubled_answer(&mut self.rng, &self.log, &self.names);
                 self.tell(format!("an answer comes again: {}", doubled.is_some()));
                 self.log.produce(doubled.as_slice());
             }
-            93..=94 => {
+            91..=93 => {
                 let gone = gone_embedding(&mut self.rng, &self.log, &self.names);
                 self.tell(format!("an embedding goes, by {} records", gone.len()));
                 self.ledger.figures.gone_embeddings += u64::from(!gone.is_empty());
                 self.log.produce(&gone);
             }
-            95 => {
+            94 => {
                 if self.snapshotting == Snapshotting::Drawn
                     && let Some(job) = &mut self.job
                 {
@@ -289,7 +291,7 @@ impl Simulation {
                     self.tell("a snapshot is taken");
                 }
             }
-            96..=97 => {
+            95..=96 => {
                 let paused = self.rng.u32(..2) == 0;
                 self.tell(if paused { "the job is paused, another starts" } else { "the job crashes" });
                 self.ledger.figures.crashes_between += 1;

@@ -58,6 +58,12 @@ impl Workload {
         self.records(&lines)
     }
 
+    /// Candidate sets for all, so that pairs are live in the end.
+    pub fn closing(&mut self, rng: &mut Rng) -> Vec<NewRecord> {
+        let lines: Vec<Value> = (0..USERS).map(|user| self.candidates(rng, user)).collect();
+        self.records(&lines)
+    }
+
     fn records(&self, lines: &[Value]) -> Vec<NewRecord> {
         lines.iter().map(|line| record(line, self.partitions, "")).collect()
     }
