@@ -142,7 +142,8 @@ fn compare(
 fn epoch(job: &mut Job, chunk: &Chunk) -> Fallible<f64> {
     let (before, committed) = (job.judgements().accepted, job.committed());
     let begun = Instant::now();
-    while job.read_ahead() < chunk.records.len() {
+    let waiting = |job: &Job| job.sources().iter().map(|source| source.waiting()).sum::<usize>();
+    while waiting(job) < chunk.records.len() {
         job.gather(Duration::from_millis(5))?;
     }
     stage::close(job)?;
