@@ -75,7 +75,7 @@ pub struct Keeper {
     base: Option<Manifest>,
     writer: Writer,
     under_way: bool,
-    /// Users erased by this process: not even their removal is written.
+    /// Users who were erased: not even their removal is written.
     erased: BTreeSet<String>,
     /// What was kept.
     pub figures: Figures,
@@ -96,6 +96,24 @@ impl Keeper {
             erased: BTreeSet::new(),
             figures: Figures::default(),
         }
+    }
+
+    /// Takes users whose erasure is on record out of kept snapshots that are older: a predecessor that was
+    /// fenced may have written one after the erasure rewrote them.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub fn mend(&mut self, records: &[EpochRecord]) -> Result<()> {
+        let erasures =
+            || records.iter().flat_map(|r| r.erasures.iter().map(move |erasure| (r.epoch, erasure)));
+        self.erased.extend(erasures().map(|(_, erasure)| erasure.user.clone()));
+        let kept = self.store.lock().unwrap_or_else(PoisonError::into_inner).list(&self.job)?;
+        let Some(oldest) = kept.iter().map(|manifest| manifest.meta.epoch).min() else { return Ok(()) };
+        let users: BTreeSet<&str> = erasures()
+            .filter(|(epoch, _)| *epoch > oldest)
+            .map(|(_, erasure)| erasure.user.as_str())
+            .collect();
+        users.into_iter().try_for_each(|user| self.rewrite_without(user).map(|_| ()))
     }
 
     /// The newest snapshot of the job that isn't past an epoch, fits the bounds on record and is whole.

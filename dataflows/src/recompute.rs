@@ -134,6 +134,7 @@ pub fn recompute(
         };
         let bounds: Vec<i64> = ends.iter().zip(&starts).map(bound).collect();
         let read = events.take_to(&bounds)?;
+        out.interactions += read.len() as u64;
         judge.judge(Topic::Interactions, names.of(Topic::Interactions), read, &mut texts, &mut harvest);
         let last = step == steps;
         if last {
@@ -144,7 +145,7 @@ pub fn recompute(
         let clock = clock_of(&judge.maxima(), until, last);
         let output = engine.run(time, clock, std::mem::take(&mut harvest.input));
         take(&mut out, output, semantics, partitions, last && semantics.search == Search::Exact);
-        progress(events.read().0, total as u64);
+        progress(out.interactions, total as u64);
     }
     if semantics.search == Search::Stored {
         // At the last time the pairs asked; now they have what stands.
@@ -153,7 +154,6 @@ pub fn recompute(
         let output = engine.run(time + 1, clock, input);
         take(&mut out, output, semantics, partitions, true);
     }
-    out.interactions = events.read().0;
     out.maxima = judge.maxima();
     for letter in harvest.dead_letters {
         out.dead_letters.insert(letter.key(), (0, letter.encode()));

@@ -336,7 +336,10 @@ impl Sink {
                 }
             }
         }
-        net.extend(erased.iter().map(|(key, partition)| (key.clone(), (*partition, None))));
+        // An event of the user that came again since has an example of its own.
+        for (key, partition) in erased {
+            net.entry(key.clone()).or_insert((*partition, None));
+        }
         net.retain(|key, (partition, _)| self.publishes(key, *partition));
         for (key, (partition, value)) in net {
             records.push(record(&topic, partition, key, value));

@@ -37,6 +37,8 @@ pub enum Policy {
     Compact,
     /// Both.
     CompactAndTime,
+    /// Records go by age: by the store's own default, unless its owner sets another.
+    Time,
 }
 
 impl Topic {
@@ -82,8 +84,10 @@ impl Topic {
     /// How it forgets. `features` is compacted only: pairs leave by tombstone, never by age.
     pub fn policy(self) -> Policy {
         match self {
-            Topic::Interactions | Topic::Epochs | Topic::DeadLetters => Policy::Append,
+            Topic::Interactions | Topic::Epochs => Policy::Append,
             Topic::Examples => Policy::CompactAndTime,
+            // Raw payloads may be personal.
+            Topic::DeadLetters => Policy::Time,
             _ => Policy::Compact,
         }
     }

@@ -258,7 +258,7 @@ pub fn forgets_as(found: &str, policy: Policy) -> bool {
 /// Kafka's word for a policy.
 pub fn cleanup(policy: Policy) -> &'static str {
     match policy {
-        Policy::Append => "delete",
+        Policy::Append | Policy::Time => "delete",
         Policy::Compact => "compact",
         Policy::CompactAndTime => "compact,delete",
     }

@@ -383,11 +383,12 @@ fn policy_name(policy: Policy) -> &'static str {
         Policy::Append => "append",
         Policy::Compact => "compact",
         Policy::CompactAndTime => "compact_and_time",
+        Policy::Time => "time",
     }
 }
 
 fn policy_of(name: &str) -> Option<Policy> {
-    [Policy::Append, Policy::Compact, Policy::CompactAndTime]
+    [Policy::Append, Policy::Compact, Policy::CompactAndTime, Policy::Time]
         .into_iter()
         .find(|&policy| policy_name(policy) == name)
 }

@@ -2,7 +2,8 @@
 //!
 //! Compared is the newest value of each key: of the live topic the newest that this epoch or an earlier one
 //! published. A key of which only later epochs' records are left (compaction took the earlier ones) can't be
-//! compared and is counted apart, as are examples older than `--from` and users who were erased.
+//! compared and is counted apart, as are examples older than `--from`, users who were erased, and examples
+//! that the live topic's retention has taken.
 //!
 //! Memory: a digest of each key's value on both topics.
 
@@ -41,6 +42,9 @@ pub struct Compared {
     pub before_from: u64,
     /// Live keys of users who were erased.
     pub erased: u64,
+    /// Examples without any live record, in partitions where the live topic's retention has taken records.
+    #[serde(default)]
+    pub expired: u64,
 }
 
 impl Compared {
@@ -137,10 +141,12 @@ fn compare_topic(
     differences: &mut Vec<Difference>,
 ) -> Result<Compared> {
     let mut compared = Compared::default();
-    let mut own: HashMap<Vec<u8>, Mark> = HashMap::new();
+    let mut own: HashMap<Vec<u8>, (u32, Mark)> = HashMap::new();
     read_whole(topics, here, |record| keep(&mut own, record))?;
     let erased: HashSet<&str> = plan.erasures.iter().map(|erasure| erasure.user.as_str()).collect();
-    let mut theirs: HashMap<Vec<u8>, Mark> = HashMap::new();
+    let starts = topics.starts(live)?;
+    let moved = |partition: u32| starts.get(partition as usize).is_some_and(|start| *start > 0);
+    let mut theirs: HashMap<Vec<u8>, (u32, Mark)> = HashMap::new();
     let mut later: HashSet<Vec<u8>> = HashSet::new();
     let mut before_from: HashSet<Vec<u8>> = HashSet::new();
     read_whole(topics, live, |record| {
@@ -160,14 +166,15 @@ fn compare_topic(
     })?;
     compared.before_from = before_from.len() as u64;
     let mut different: BTreeSet<Vec<u8>> = BTreeSet::new();
-    for (key, mark) in &own {
+    for (key, (partition, mark)) in &own {
         match theirs.get(key) {
-            Some(live) if live == mark => compared.equal += 1,
+            Some((_, live)) if live == mark => compared.equal += 1,
             Some(_) => {
                 compared.differ += 1;
                 different.insert(key.clone());
             }
             None if later.contains(key) => compared.superseded += 1,
+            None if topic == Topic::Examples && moved(*partition) => compared.expired += 1,
             None => {
                 compared.only_here += 1;
                 different.insert(key.clone());
@@ -196,10 +203,10 @@ fn compare_topic(
     Ok(compared)
 }
 
-fn keep(marks: &mut HashMap<Vec<u8>, Mark>, record: Record) {
+fn keep(marks: &mut HashMap<Vec<u8>, (u32, Mark)>, record: Record) {
     let Some(key) = record.key else { return };
     match record.value {
-        Some(value) => marks.insert(key, Mark::of(&value)),
+        Some(value) => marks.insert(key, (record.partition, Mark::of(&value))),
         None => marks.remove(&key),
     };
 }
@@ -285,14 +292,14 @@ impl fmt::Display for Report {
         }
         writeln!(
             f,
-            "  {:<9} {:>10} {:>10} {:>10} {:>10} {:>10} {:>11} {:>7}",
-            "", "equal", "differ", "only here", "only live", "superseded", "before from", "erased"
+            "  {:<9} {:>10} {:>10} {:>10} {:>10} {:>10} {:>11} {:>7} {:>8}",
+            "", "equal", "differ", "only here", "only live", "superseded", "before from", "erased", "expired"
         )?;
         for (name, c) in [("features", &self.features), ("examples", &self.examples)] {
             writeln!(
                 f,
-                "  {name:<9} {:>10} {:>10} {:>10} {:>10} {:>10} {:>11} {:>7}",
-                c.equal, c.differ, c.only_here, c.only_live, c.superseded, c.before_from, c.erased
+                "  {name:<9} {:>10} {:>10} {:>10} {:>10} {:>10} {:>11} {:>7} {:>8}",
+                c.equal, c.differ, c.only_here, c.only_live, c.superseded, c.before_from, c.erased, c.expired
             )?;
         }
         for difference in &self.differences {

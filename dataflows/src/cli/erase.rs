@@ -2,7 +2,7 @@
 
 use super::Store;
 use super::run::stop_flag;
-use crate::job::{Job, Started};
+use crate::job::{Job, Recorded, Started};
 use clap::Args;
 use ictflow_connectors::{Error, Result};
 use std::io::Write;
@@ -20,6 +20,9 @@ pub(super) struct Arguments {
 /// job that is under way is fenced: it ends, and its supervisor starts it again.
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let config = arguments.store.config()?;
+    // A name that is mistyped has no receipt.
+    let options = &config.options;
+    Recorded::of_committed(&mut *config.topics(true)?, &options.names, &options.job)?;
     let parts = config.parts()?;
     let stop = stop_flag()?;
     let mut options = config.options.clone();

@@ -12,12 +12,12 @@ use crate::requester::IDLE;
 use crate::status::Observer;
 use crate::summary::Summary;
 use clap::Args;
-use ictflow_connectors::{Error, Result, telemetry};
+use ictflow_connectors::{Disposition, Error, Result, telemetry};
 use ictflow_schemas::topic::Topic;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Options of `run`.
 #[derive(Debug, Args)]
@@ -270,6 +270,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
+/// How often an idle job asks whether it still stands.
+const STANDING_EVERY: Duration = Duration::from_secs(5);
+
 /// One run of a started job, until it is told to stop, is idle, or fails.
 struct Turn<'a> {
     config: &'a Config,
@@ -288,7 +291,7 @@ impl Turn<'_> {
         warn_untrained(job);
         self.copies.start(job.topics())?;
         let mut open = self.copies.copy(job.totals().plus(self.earlier))?;
-        let mut closed = Instant::now();
+        let (mut closed, mut asked) = (Instant::now(), Instant::now());
         let stopped = || self.stop.load(Ordering::Relaxed);
         while open && !stopped() {
             if self.until_idle && job.idle()? {
@@ -303,7 +306,15 @@ impl Turn<'_> {
             }
             let step = job.step(IDLE)?;
             if step.epoch.is_some() {
-                closed = Instant::now();
+                (closed, asked) = (Instant::now(), Instant::now());
+            } else if asked.elapsed() >= STANDING_EVERY {
+                // An idle job learns of its successor by no commit.
+                asked = Instant::now();
+                if let Err(error) = job.standing()
+                    && error.disposition == Disposition::Fatal
+                {
+                    return Err(error);
+                }
             }
             self.observer.step(job, &step);
             open = self.copies.copy(job.totals().plus(self.earlier))?;

@@ -83,6 +83,14 @@ fn table(out: &mut impl Write, report: &Report) -> std::io::Result<()> {
         (report.waiting, "live pairs wait for their item's vector"),
         (report.before_from as u64, "examples are older than the --from of the backfill that was promoted"),
         (
+            report.expired as u64,
+            "final examples are gone from a topic whose retention has taken records: they aren't judged",
+        ),
+        (
+            report.compacted as u64,
+            "dead letters are of records that compaction has taken since: they aren't judged",
+        ),
+        (
             report.erased as u64,
             "dead letters are of users who were erased since and stay: they aren't judged",
         ),
@@ -129,7 +137,7 @@ fn table(out: &mut impl Write, report: &Report) -> std::io::Result<()> {
     }
     writeln!(
         out,
-        "a job that starts anew on these topics publishes the difference: restart it, then verify again"
+        "a job that starts anew publishes the difference with its next epoch, but for final examples and dead letters, which it holds no more"
     )
 }
 

@@ -158,6 +158,7 @@ impl Job {
         }
         self.options.edges.pass(Edge::Committed, record.epoch);
         self.committed = record.epoch;
+        self.left_behind.clear();
         // A predecessor's bounds, committed now, don't say what this start has accepted.
         if !record.starts.is_empty() {
             self.truncation.to_record = None;

@@ -17,7 +17,8 @@ use crate::dead_letters::replay::writer_id;
 use crate::epochs;
 use crate::pipeline::EpochInput;
 use crate::sources::Harvest;
-use ictflow_connectors::{Disposition, Error, Result};
+use ictflow_connectors::{Disposition, Error, Result, clock};
+use ictflow_schemas::Millis;
 use ictflow_schemas::cot::CotRecord;
 use ictflow_schemas::epoch::{EpochRecord, Erasure};
 use ictflow_schemas::framing::{Digest, text_digest, unframe};
@@ -36,6 +37,12 @@ const TRIES: usize = 3;
 pub struct Receipt {
     /// The user.
     pub user: String,
+    /// The job, and the outputs from which the user went.
+    pub job: String,
+    /// Its features and examples.
+    pub outputs: [String; 2],
+    /// When, in ms.
+    pub erased_at: Millis,
     /// The epoch that carries it.
     pub epoch: i64,
     /// Records of `interactions` in the user's partition below this offset are dropped if they are the
@@ -139,6 +146,9 @@ impl Job {
         let demonstrations = self.demonstrations.iter().filter(|c| &*c.identity.user == user).count();
         self.receipt = Receipt {
             user: user.to_owned(),
+            job: self.options.job.clone(),
+            outputs: [Topic::Features, Topic::Examples].map(|topic| self.options.names.of(topic).to_owned()),
+            erased_at: clock::now_ms(),
             epoch,
             interactions_below: erasure.interactions,
             candidates_below: erasure.candidates,
@@ -159,28 +169,33 @@ impl Job {
         Ok(())
     }
 
-    /// Does what an epoch's erasures ask beside the dataflow, and gives the keys of the users' examples
-    /// that stand on the topic, with their partitions.
+    /// Does what an epoch's erasures ask beside the dataflow, and gives the keys of examples that stand on
+    /// the topic, with their partitions: of the users that it erases, and of those that were erased while
+    /// these outputs weren't in force.
     pub(super) fn purge(&mut self, record: &EpochRecord) -> Result<Vec<(Vec<u8>, u32)>> {
-        let mut examples = Vec::new();
         for erasure in &record.erasures {
             let user = erasure.user.as_str();
             self.purge_answers(user)?;
             self.receipt.snapshot_objects += self.rewrite_snapshots(user)?;
-            let mut standing = BTreeMap::new();
-            epochs::read_whole(&mut *self.topics, self.sink.examples_topic(), |record| {
-                let Some(key) = record.key else { return };
-                if unframe(&key).and_then(|parts| parts.first().copied()) == Some(user.as_bytes()) {
-                    match record.value {
-                        Some(_) => standing.insert(key, record.partition),
-                        None => standing.remove(&key),
-                    };
-                }
-            })?;
-            self.receipt.examples += standing.len();
-            examples.extend(standing);
         }
-        Ok(examples)
+        let users = record.erasures.iter().map(|erasure| &erasure.user).chain(&self.left_behind);
+        let users: BTreeSet<&[u8]> = users.map(|user| user.as_bytes()).collect();
+        if users.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut standing = BTreeMap::new();
+        epochs::read_whole(&mut *self.topics, self.sink.examples_topic(), |record| {
+            let Some(key) = record.key else { return };
+            let user = unframe(&key).and_then(|parts| parts.first().copied());
+            if user.is_some_and(|user| users.contains(user)) {
+                match record.value {
+                    Some(_) => standing.insert(key, record.partition),
+                    None => standing.remove(&key),
+                };
+            }
+        })?;
+        self.receipt.examples += standing.len();
+        Ok(standing.into_iter().collect())
     }
 
     /// Tombstones a user's answers and the embeddings of their texts, unless another record has the text.
@@ -290,7 +305,7 @@ impl Job {
             "records below the tombstones on cot, embeddings, features and examples, until compaction takes them"
                 .to_owned(),
             "records of the user that are delivered again or come new from now on".to_owned(),
-            "outputs that aren't in force: of backfills, and those before a promote or a rollback, until their owner deletes them"
+            "outputs that aren't in force: those before a promote or a rollback lose the user when they are in force again, those of backfills are their owner's to delete"
                 .to_owned(),
             "copies in files, and what consumers of the outputs keep".to_owned(),
         ];

@@ -6,8 +6,8 @@
 //! nothing later begins meanwhile. Answers of the LLM and the encoder are journaled between epochs and
 //! come back as records of a later one.
 //!
-//! At start: fence both writers, *then* read progress and bounds, replay every recorded epoch from the
-//! earliest offsets, and go on. Replayed epochs commit nothing; the first new one publishes the
+//! At start: fence both writers, *then* read progress and bounds, load the newest good snapshot, replay the
+//! recorded epochs after it (all of them without one), and go on. Replayed epochs commit nothing; the first new one publishes the
 //! difference ([`crate::sink`]).
 //!
 //! `start.rs` starts a job, `commit.rs` brings an epoch from its bounds to its commit; here is the loop
@@ -186,6 +186,8 @@ pub struct Job {
     history_users: isize,
     /// Demonstrations over `max_demonstrations`.
     left_out: isize,
+    /// Users who were erased while the outputs in force weren't; until the first commit.
+    left_behind: BTreeSet<String>,
     totals: Totals,
     /// Dead letters committed, by stage and reason.
     dead_letters: BTreeMap<(String, String), u64>,

@@ -6,7 +6,8 @@
 //! job's state and what stands on the outputs that it goes to. Examples that are final there stay as they
 //! are; what "final" means is known from the epoch at which these topics were last written whole, by this
 //! job or by the backfill that filled them. So a snapshot of after that epoch isn't loaded for a switch: it
-//! has forgotten examples that these topics still lack.
+//! has forgotten examples that these topics still lack. Users who were erased while these outputs weren't in
+//! force go from them with that epoch: a backfill that holds one is refused before (`backfill`).
 
 use super::start::bounds_at;
 use super::{Job, Options, Recorded, read_progress};
@@ -17,6 +18,7 @@ use ictflow_connectors::{Error, Result};
 use ictflow_schemas::Millis;
 use ictflow_schemas::epoch::{EpochRecord, Outputs};
 use ictflow_schemas::topic::Topic;
+use std::collections::BTreeSet;
 
 /// The name of a backfill's own job.
 pub fn backfill_job(job: &str, backfill: &str) -> String {
@@ -95,6 +97,9 @@ pub(super) struct Place {
     pub maxima: Option<Vec<Millis>>,
     /// The newest epoch whose snapshot still has every example that isn't final there.
     pub snapshot: i64,
+    /// Users who were erased since these outputs were last written: what stands of them there goes with the
+    /// first commit.
+    pub left_behind: BTreeSet<String>,
 }
 
 impl Place {
@@ -128,6 +133,7 @@ impl Place {
             base: 0,
             maxima: None,
             snapshot: committed,
+            left_behind: BTreeSet::new(),
         };
         if let Some(bounded) = &options.bounded {
             place.collection.clone_from(&bounded.collection);
@@ -137,7 +143,13 @@ impl Place {
             None => None,
         };
         place.base = filled.as_ref().map_or(0, |filled| filled.epoch);
-        place.maxima = match last_written(records, own, features, committed) {
+        let last_written = last_written(records, own, features, committed);
+        if let Some(epoch) = last_written {
+            let since = records.iter().filter(|record| record.epoch > epoch && record.epoch <= committed);
+            let erased = since.flat_map(|record| &record.erasures);
+            place.left_behind = erased.map(|erasure| erasure.user.clone()).collect();
+        }
+        place.maxima = match last_written {
             Some(epoch) => bounds_at(records, epoch)?.map(|record| record.maxima.clone()),
             None => filled.map(|filled| filled.maxima),
         };

@@ -9,7 +9,7 @@ use super::commit::GROUPS;
 use crate::pipeline::EpochInput;
 use crate::queue::Activity;
 use crate::sources::Harvest;
-use ictflow_connectors::Result;
+use ictflow_connectors::{Disposition, Result};
 use ictflow_operators::recovery::{SHARDS, Saved};
 use ictflow_schemas::epoch::EpochRecord;
 use std::collections::BTreeSet;
@@ -93,6 +93,13 @@ impl Job {
         }) else {
             return;
         };
+        // One that was fenced may hold a user whom its successor has erased.
+        if let Err(error) = self.standing()
+            && error.disposition == Disposition::Fatal
+        {
+            tracing::warn!(%error, "no snapshot is taken");
+            return;
+        }
         let begun = Instant::now();
         let states = self.save_states(extent);
         if let Some(keeper) = &mut self.keeper {

@@ -143,6 +143,9 @@ impl Job {
             Some(keeper) if committed > 0 => keeper.find(&records, place.snapshot)?,
             _ => None,
         };
+        if let Some(keeper) = &mut keeper {
+            keeper.mend(&records)?;
+        }
         let truncation =
             Truncation::look(&mut *topics, &names, &records, snapshot.as_ref(), options.accept_truncated)?;
         let mut sink = Sink::open(
@@ -229,6 +232,7 @@ impl Job {
             failed: BTreeSet::new(),
             history_users: 0,
             left_out: 0,
+            left_behind: place.left_behind,
             totals: Totals::default(),
             dead_letters: BTreeMap::new(),
             journal_retries: 0,

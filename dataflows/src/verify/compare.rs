@@ -120,14 +120,16 @@ pub struct Epochs {
     pub committed: i64,
     /// Those in the headers of the backfill that filled the topic, before the job wrote to it.
     pub filled: Range<i64>,
+    /// Whether the topic still has its first record: of dead letters none may lack then.
+    pub whole: bool,
 }
 
 /// Finds every difference between what must stand on a topic at an epoch and the topic's records, in the
 /// order of each partition. Gives the differences, and how many keys were written again after the epoch,
 /// which aren't judged.
 ///
-/// Dead letters are kept by time and written once each: one that is gone isn't lost, and a tombstone says
-/// that it was replayed.
+/// Dead letters are kept by time and written once each: where the topic has let go of any, one that is gone
+/// isn't lost.
 pub fn check(topic: Topic, expected: &Values, seen: &[Seen], epochs: &Epochs) -> (Vec<Violation>, usize) {
     let Epochs { judged: epoch, committed, .. } = *epochs;
     let mut found = Vec::new();
@@ -189,7 +191,7 @@ pub fn check(topic: Topic, expected: &Values, seen: &[Seen], epochs: &Epochs) ->
                 superseded += 1;
                 None
             }
-            (Some(_), None) => (topic != Topic::DeadLetters).then_some(Kind::Lost),
+            (Some(_), None) => (topic != Topic::DeadLetters || epochs.whole).then_some(Kind::Lost),
             (None, Some(_)) => Some(Kind::Leftover),
             (None, None) => None,
         };
@@ -262,7 +264,7 @@ mod tests {
     }
 
     fn epochs(committed: i64) -> Epochs {
-        Epochs { judged: 3, committed, filled: 0..0 }
+        Epochs { judged: 3, committed, filled: 0..0, whole: true }
     }
 
     fn kinds(seen: &[Seen]) -> Vec<Kind> {

@@ -14,17 +14,19 @@ pub mod compare;
 
 use crate::backfill;
 use crate::epochs::read_whole;
-use crate::job::Recorded;
 use crate::job::outputs::{self, backfill_job};
+use crate::job::{Recorded, gone, starts};
 use crate::names::Names;
 use crate::recompute::{Plan, Values, bounds_of, recompute, used};
 use crate::sink::{BACKFILL_HEADERS, time_of_example};
 use compare::{Epochs, Position, Seen, Violation, check};
 use ictflow_connectors::topics::Topics;
 use ictflow_connectors::{Error, Result};
+use ictflow_operators::examples::is_final;
 use ictflow_schemas::Millis;
 use ictflow_schemas::dead_letter::DeadLetter;
 use ictflow_schemas::epoch::EpochRecord;
+use ictflow_schemas::framing::Frame;
 use ictflow_schemas::topic::{HEADER_EPOCH, HEADER_SUBSTEP, Record, Topic};
 use ictflow_schemas::wire::Wire;
 use std::collections::{BTreeMap, HashSet};
@@ -57,6 +59,10 @@ pub struct Report {
     pub before_from: usize,
     /// Dead letters of users who were erased.
     pub erased: usize,
+    /// Final examples that the topic's retention may have taken.
+    pub expired: usize,
+    /// Dead letters of records that compaction took from `items` or `candidates`.
+    pub compacted: usize,
     /// Whether the job had not published features yet: they aren't judged.
     pub unpublished: bool,
 }
@@ -78,6 +84,14 @@ pub fn verify(
     let until = bounds_of(&records, epoch)?;
     crate::job::check_semantics(&records, &plan.semantics.canonical())?;
     crate::job::check_encoder(&records, &plan.encoder.0)?;
+    let gone = gone(&starts(topics, plan.names)?, plan.names, &records, None);
+    if !gone.is_empty() {
+        return Err(Error::fatal(
+            format!("verify epoch {epoch}"),
+            format!("needed offsets are gone: {}", gone.join(", ")),
+            "a job goes on from its snapshot, and this reads the whole logs: verify while they stand, or restore them",
+        ));
+    }
     if until.actives.ict_weights != plan.weights.version() {
         return Err(Error::fatal(
             format!("verify epoch {epoch}"),
@@ -114,12 +128,29 @@ pub fn verify(
     if report.unpublished {
         found.features.clear();
     }
-    report.before_from = origin.leave_out(&mut found.examples, &standing_keys(&seen[&Topic::Examples]));
+    let standing = standing_keys(&seen[&Topic::Examples]);
+    report.before_from = origin.leave_out(&mut found.examples, &standing);
+    let examples = topics.starts(names.of(Topic::Examples))?;
+    let before = found.examples.len();
+    found.examples.retain(|key, (partition, _)| {
+        let p = *partition as usize;
+        let moved = examples.get(p).is_some_and(|start| *start > 0);
+        let maximum = until.maxima.get(p).copied().unwrap_or(Millis::MIN);
+        let last = time_of_example(key).is_some_and(|time| is_final(time, maximum, &plan.semantics));
+        !(moved && last) || standing.contains(key)
+    });
+    report.expired = before - found.examples.len();
     let erased = erased(&records, epoch);
     if let Some(letters) = seen.get_mut(&Topic::DeadLetters) {
         let before = letters.len();
         letters.retain(|letter| !of_erased(letter, &erased, &found.dead_letters));
         report.erased = before - letters.len();
+        let before = letters.len();
+        let there = positions(topics, plan.names, letters, &found.dead_letters)?;
+        letters.retain(|letter| {
+            there.as_ref().is_none_or(|there| !of_compacted(letter, there, &found.dead_letters))
+        });
+        report.compacted = before - letters.len();
     }
     for (topic, expected) in [
         (Topic::Features, &found.features),
@@ -127,7 +158,8 @@ pub fn verify(
         (Topic::DeadLetters, &found.dead_letters),
     ] {
         let filled = if topic == Topic::DeadLetters { 0..0 } else { origin.epochs.clone() };
-        let epochs = Epochs { judged: epoch, committed, filled };
+        let whole = topics.starts(names.of(topic))?.iter().all(|start| *start == 0);
+        let epochs = Epochs { judged: epoch, committed, filled, whole };
         let (violations, superseded) = check(topic, expected, &seen[&topic], &epochs);
         report.violations.extend(violations);
         report.superseded += superseded;
@@ -180,9 +212,45 @@ fn erased(records: &[EpochRecord], epoch: i64) -> HashSet<Vec<u8>> {
 /// Whether a dead letter is of a user who was erased after it was written: the recomputation drops the
 /// record in silence.
 fn of_erased(letter: &Seen, erased: &HashSet<Vec<u8>>, expected: &Values) -> bool {
-    let value = letter.value.as_deref().filter(|_| !expected.contains_key(&letter.key));
-    let Some(Ok(letter)) = value.map(DeadLetter::decode) else { return false };
-    letter.key.is_some_and(|user| erased.contains(&user))
+    let unexpected = decoded(letter).filter(|_| !expected.contains_key(&letter.key));
+    unexpected.and_then(|letter| letter.key).is_some_and(|user| erased.contains(&user))
+}
+
+/// The positions that still stand on `items` and `candidates`, by topic; `None` where no letter asks.
+fn positions(
+    topics: &mut dyn Topics,
+    names: &Names,
+    letters: &[Seen],
+    expected: &Values,
+) -> Result<Option<HashSet<Vec<u8>>>> {
+    let views = [names.of(Topic::Items), names.of(Topic::Candidates)];
+    let asks = |letter: &Seen| {
+        !expected.contains_key(&letter.key)
+            && decoded(letter).is_some_and(|letter| views.contains(&letter.topic.as_str()))
+    };
+    if !letters.iter().any(asks) {
+        return Ok(None);
+    }
+    let mut there = HashSet::new();
+    for name in views {
+        read_whole(topics, name, |record| {
+            let partition = i64::from(record.partition);
+            there.insert(Frame::new().text(name).int(partition).int(record.offset).into_bytes());
+        })?;
+        // Which topics were looked at.
+        there.insert(name.as_bytes().to_vec());
+    }
+    Ok(Some(there))
+}
+
+fn decoded(letter: &Seen) -> Option<DeadLetter> {
+    DeadLetter::decode(letter.value.as_deref()?).ok()
+}
+
+/// Whether a dead letter is of a record that compaction has taken since: the recomputation never reads it.
+fn of_compacted(letter: &Seen, there: &HashSet<Vec<u8>>, expected: &Values) -> bool {
+    let Some(decoded) = decoded(letter).filter(|_| !expected.contains_key(&letter.key)) else { return false };
+    there.contains(decoded.topic.as_bytes()) && !there.contains(&letter.key)
 }
 
 /// The records of an output topic with their positions.

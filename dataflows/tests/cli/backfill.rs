@@ -107,6 +107,9 @@ fn a_backfill_is_compared_promoted_followed_and_rolled_back() {
 fn what_is_asked_of_a_backfill_is_checked_first() {
     let world = world(30);
     let path = world.path();
+    // A mistyped place has no receipt.
+    let refused = run(path, &["erase", "u1", "--state", "nowhere"]).refused();
+    assert!(refused.contains("there is none") || refused.contains("nowhere"), "{refused}");
     let refused = run(path, &on(&["backfill", "early"])).refused();
     assert!(refused.contains("committed no epoch") || refused.contains("has the job run"), "{refused}");
     run(path, &dry(&[])).good();
@@ -152,10 +155,11 @@ fn a_run_beside_it_is_fenced_by_a_promote_and_follows_when_it_starts_again() {
     let ran = run(path, &on(&["backfill", "beside"]));
     assert!(ran.out.contains("parity with the live job's epoch"), "{}{}", ran.out, ran.err);
     run(path, &on(&["promote", "beside", "--force"])).good();
-    append(&path.join("clicks.jsonl"), &events(30..36));
+    // Nothing comes: an idle run learns of its successor all the same.
     let status = crate::support::ended(path, &mut child);
     assert_eq!(status.code(), Some(1), "{}", said(path));
     assert!(said(path).contains("fenced"), "{}", said(path));
+    append(&path.join("clicks.jsonl"), &events(30..36));
     let out = run(path, &dry(&["--examples", "-"])).good();
     assert_eq!(topics(&out), ["examples.beside"]);
 }

@@ -136,6 +136,8 @@ fn an_erased_user_leaves_every_output_log_and_snapshot_and_never_comes_back() {
     assert!(!job.demonstrations().iter().any(|c| &*c.identity.user == "u1"));
     let refused = world::append_and_step(&mut running, &[item("f", Some("Film f"), "1")], world.partitions);
     assert!(refused.unwrap_err().to_string().contains("fenced"));
+    // A job that was fenced still has the user, and must not keep it.
+    running.snapshot();
     for file in world::files(&folder.path().join("snapshots")) {
         assert!(!names(&std::fs::read(&file).unwrap(), "u1"), "{}", file.display());
     }

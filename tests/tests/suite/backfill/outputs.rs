@@ -10,6 +10,7 @@ use ictflow_dataflows::backfill::{self, Demands, Switched};
 use ictflow_dataflows::epochs::{load, read_whole};
 use ictflow_dataflows::explain::Lineage;
 use ictflow_dataflows::job::{Edge, Edges, Job};
+use ictflow_dataflows::names::Names;
 use ictflow_schemas::feature::Feature;
 use ictflow_schemas::topic::{HEADER_EPOCH, HEADER_SUBSTEP, Topic};
 use ictflow_schemas::wire::{Format, Wire};
@@ -285,6 +286,51 @@ fn an_epoch_under_way_is_committed_to_the_outputs_before() {
     equal(&outputs(&world), &twin(&world, "one"), "promoted");
     rollback(&world).unwrap();
     equal(&outputs(&world), &twin(&world, "two"), "rolled back");
+}
+
+/// Users go from outputs that weren't in force when they were erased, final examples too.
+#[test]
+fn a_user_who_was_erased_does_not_come_back_with_a_rollback() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = local(folder.path());
+    let lines = script(folder.path(), "900", 3);
+    let [first, second] = cut(&lines, 2)[..] else { unreachable!("two parts") };
+    let mut live = start(&world);
+    play(&world, &mut live, first, 100);
+    for name in ["a", "b"] {
+        assert!(filled(&world, &order(name)).equal());
+    }
+    play(&world, &mut live, second, 100);
+    drop(live);
+    promote(&world, "a", FORCE).unwrap();
+    promote(&world, "b", FORCE).unwrap();
+    let examples = |names: &Names| values(&world, names, Topic::Examples);
+    let of = |values: &Values, user: &str| {
+        let names = |key: &&Vec<u8>| ictflow_schemas::framing::unframe(key).unwrap()[0] == user.as_bytes();
+        values.keys().filter(names).count()
+    };
+    let (own, a) = (world.names(), world.names().of_backfill("a"));
+    let user = examples(&own)
+        .keys()
+        .map(|key| String::from_utf8(ictflow_schemas::framing::unframe(key).unwrap()[0].to_vec()).unwrap())
+        .max_by_key(|user| of(&examples(&own), user))
+        .unwrap();
+    let mut job = World { generate: false, ..world.clone() }.try_start(template(), hashed()).unwrap();
+    let receipt = job.erase(&user).unwrap();
+    assert!(receipt.examples > 3, "{receipt:?}");
+    drop(job);
+    assert!(
+        of(&examples(&own), &user) > 3 && of(&examples(&a), &user) > 3,
+        "outputs not in force still have them"
+    );
+    // A kill in between leaves it to the next start.
+    let edges = Edges::new(move |at, _| assert!(at != Edge::BeforeCommit, "killed"));
+    let killing = World { edges, ..world.clone() };
+    assert!(catch_unwind(AssertUnwindSafe(|| rollback(&killing))).is_err());
+    settle(&mut start(&world));
+    assert_eq!(world.active_names().of(Topic::Features), a.of(Topic::Features));
+    assert_eq!(of(&examples(&a), &user), 0);
+    no_difference(&world, None, "back to a");
 }
 
 fn text(refused: Result<Switched>) -> String {

@@ -2,11 +2,14 @@
 //! accepted on record, and no matter where a snapshot stands for them.
 
 use super::undisturbed::outputs;
+use crate::backfill::{filled, order};
 use crate::parity::{semantics, verify};
+use crate::verify::{kinds, verified};
 use fastrand::Rng;
 use ictflow_connectors::{Disposition, Error};
 use ictflow_dataflows::epochs::load;
 use ictflow_dataflows::job::Job;
+use ictflow_dataflows::verify::compare::Kind;
 use ictflow_schemas::epoch::EpochRecord;
 use ictflow_schemas::feature::Feature;
 use ictflow_schemas::topic::{Policy, Topic};
@@ -289,4 +292,29 @@ fn a_snapshot_stands_for_what_was_forgotten_before_it() {
     let all = ends(&world, Topic::Interactions);
     broker.forget(&interactions, &all);
     named(&refused(&world), &interactions, &covered, &all);
+}
+
+/// The topic of examples goes by age, too: what it let go is told apart from what is lost.
+#[test]
+fn examples_that_their_topic_let_go_are_no_difference_and_features_are() {
+    let (broker, folder) = (Broker::shared(), tempfile::tempdir().unwrap());
+    let world = world(broker, folder.path(), "expired");
+    append(&world, &ratings(0..120));
+    run(&world);
+    let found = verified(&world, None);
+    assert_eq!((kinds(&found), found.expired), (BTreeMap::new(), 0));
+    let third: Vec<i64> = ends(&world, Topic::Examples).iter().map(|end| end / 3).collect();
+    broker.forget(world.names().of(Topic::Examples), &third);
+    assert_eq!(starts(&world, Topic::Examples), third);
+    let found = verified(&world, None);
+    assert_eq!(kinds(&found), BTreeMap::new());
+    assert!(found.expired > 10, "{found:?}");
+    let report = filled(&world, &order("again"));
+    assert!(report.equal() && report.exact, "{report}");
+    assert_eq!(report.examples.expired as usize, found.expired);
+    // Features never go by age.
+    let some: Vec<i64> = ends(&world, Topic::Features).iter().map(|end| end - 1).collect();
+    broker.forget(world.names().of(Topic::Features), &some);
+    let found = kinds(&verified(&world, None));
+    assert!(found.keys().all(|kind| *kind == ("features", Kind::Lost)) && !found.is_empty(), "{found:?}");
 }
