@@ -286,6 +286,12 @@ impl Judge {
         self.refusals = Refusals::new(ratio);
     }
 
+    /// Passes the bounds of a committed epoch: dead letters beyond the limit that it was let through with
+    /// stop nothing after it.
+    pub fn pass(&mut self) {
+        self.refusals.pass();
+    }
+
     /// The partition maxima.
     pub fn maxima(&self) -> Vec<Millis> {
         self.partitions.iter().map(Accept::maximum).collect()

@@ -144,8 +144,13 @@ fn list(arguments: &List) -> Result<()> {
     let mut newest: VecDeque<String> = VecDeque::new();
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     // A reader like `head` that has seen enough ends the command, not in an error.
-    let mut open = arguments.json || writeln!(out, "{HEADINGS}").is_ok();
+    let mut open = true;
+    // Headings only over what could be read: a failure stands alone.
+    let mut headed = arguments.json;
     read(&mut *topics, names, &selection, |standing| {
+        if !std::mem::replace(&mut headed, true) {
+            open = writeln!(out, "{HEADINGS}").is_ok();
+        }
         *counts.entry(standing.letter.reason.clone()).or_default() += 1;
         let line = if arguments.json {
             as_json(&standing, arguments.payload)
@@ -162,6 +167,9 @@ fn list(arguments: &List) -> Result<()> {
             }
         }
     })?;
+    if !headed {
+        open = writeln!(out, "{HEADINGS}").is_ok();
+    }
     let rest = |out: &mut dyn Write| -> std::io::Result<()> {
         for line in &newest {
             writeln!(out, "{line}")?;

@@ -2,16 +2,25 @@
 //! or a setting doesn't drain a topic away into dead letters.
 //!
 //! For each partition of `interactions`, `items` and `candidates` the judge looks back over its last
-//! `window` records, in offset order. Where more than `max` of them are dead letters the record that makes
-//! it so *crosses*, and no epoch that holds it is committed. This is a function of the partition's log
-//! alone: it doesn't depend on how the log is cut into epochs, so every start stops before the same record
-//! until the log, the registry or the limit says otherwise.
+//! `window` records, in offset order. A dead letter at which more than `max` of them are dead letters
+//! *crosses*, and no epoch that holds it is committed. Records that aren't refused cross nothing.
+//!
+//! Under one limit this is a function of the partition's log alone: it doesn't depend on how the log is cut
+//! into epochs, so every start stops before the same record until the log, the registry or the limit says
+//! otherwise. A record that crosses is committed only under a higher limit. Where the window stands over the
+//! limit at the bounds of such an epoch it starts empty there ([`Refusals::pass`]): what was let through
+//! stops nothing that comes after it. The record is thus a function of the log, the limit and the committed
+//! bounds.
 //!
 //! * Records that were seen before or whose user was erased count as judged and not as refused. So do late
 //!   ones and those over a user's window ([`Reason::is_damage`]): events that come late, or one robot, stop
 //!   nobody.
 //! * A partition is judged once its window holds a tenth of `window`: before, a few records would decide.
+//!   So it is again where the window started empty.
 //! * What was committed isn't judged again: a limit that was lowered holds for what comes.
+//! * A start from a snapshot has the windows as they were kept, and passes of the bounds up to there only the
+//!   snapshot's own. Unless the limit was changed they are those of a replay; else they may hold other
+//!   committed records, the same at every start from it.
 //! * On `items` and `candidates` a start reads what compaction left, which is then what counts.
 //!
 //! Memory: a number for each refused record in a window.
@@ -101,13 +110,14 @@ pub struct Refusals {
 /// The last records of a partition.
 #[derive(Clone, Debug, Default)]
 struct Window {
-    /// Records so far; the window holds the last ones of them.
+    /// Records since the window started empty; it holds the last ones of them.
     judged: u64,
     /// The numbers of those refused in the window, with the reasons.
     refused: VecDeque<(u64, Reason)>,
 }
 
-/// A window as saved: records that it holds, and of those refused the number within it.
+/// A window as saved: records since it started empty, and the numbers of those refused in it. Not counted
+/// from its oldest record: whether one was refused before the window was judged must be seen.
 type SavedWindow = (u64, Vec<(u64, Reason)>);
 
 impl Refusals {
@@ -116,14 +126,24 @@ impl Refusals {
         Refusals { ratio, windows: BTreeMap::new() }
     }
 
-    /// Takes the next record of a partition with what it was refused for, and says whether the partition has
-    /// more dead letters than it may.
+    /// Takes the next record of a partition with what it was refused for, and says whether it crosses: it
+    /// counts as a dead letter, and with it the partition has more of them than it may.
     pub fn take(&mut self, topic: Topic, partition: u32, refused: Option<Reason>) -> bool {
-        let Ratio { max, window: width } = self.ratio;
+        let damage = refused.filter(|reason| reason.is_damage());
         let window = self.windows.entry((topic, partition)).or_default();
-        window.take(refused.filter(|reason| reason.is_damage()), width);
-        let judged = window.judged.min(width);
-        judged >= self.ratio.least() && window.refused.len() as f64 > max * judged as f64
+        window.take(damage, self.ratio.window);
+        damage.is_some() && window.is_over(self.ratio)
+    }
+
+    /// Passes the bounds of an epoch that is committed: a window that crossed, under the limit of now, and
+    /// is still over it, starts empty. Under the limit that the epoch was committed under there is none.
+    pub fn pass(&mut self) {
+        let ratio = self.ratio;
+        for window in self.windows.values_mut() {
+            if window.has_crossed(ratio) {
+                *window = Window::default();
+            }
+        }
     }
 
     /// What is to be said of a partition that has more dead letters than it may, since the record at `offset`.
@@ -141,10 +161,7 @@ impl Refusals {
     pub fn save(&self) -> Vec<Saved> {
         let of_events = self.windows.iter().filter(|((topic, _), _)| *topic == Topic::Interactions);
         let saved = of_events.map(|((_, partition), window)| {
-            let held = window.judged.min(self.ratio.window);
-            let first = window.judged - held;
-            let refused = window.refused.iter().map(|(number, reason)| (number - first, *reason)).collect();
-            let saved: SavedWindow = (held, refused);
+            let saved: SavedWindow = (window.judged, window.refused.iter().copied().collect());
             let user = partition.to_string().as_str().into();
             Saved { user, part: Part::Refusals, state: Some(recovery::encode(&saved)) }
         });
@@ -166,6 +183,20 @@ impl Window {
         self.refused.extend(refused.map(|reason| (self.judged, reason)));
         self.judged += 1;
         self.forget(width);
+    }
+
+    /// Whether it holds enough to be judged, and more dead letters than it may.
+    fn is_over(&self, ratio: Ratio) -> bool {
+        let held = self.judged.min(ratio.window);
+        held >= ratio.least() && self.refused.len() as f64 > ratio.max * held as f64
+    }
+
+    /// Whether it is over the limit since a record that crossed. Since the last dead letter the share has
+    /// only fallen, so that one crossed, unless the window held too little then to be judged. Such a window
+    /// stays: bounds anywhere among the good records that filled it up would else let the next damage pass.
+    fn has_crossed(&self, ratio: Ratio) -> bool {
+        let judged_then = self.refused.back().is_some_and(|(number, _)| number + 1 >= ratio.least());
+        judged_then && self.is_over(ratio)
     }
 
     /// Forgets what is older than the window.
@@ -214,6 +245,10 @@ mod tests {
             (pattern(0, 9), None),
             // Judged from a tenth of the window on.
             (pattern(0, 20), Some((9, 10, 10))),
+            // Whatever fills it up to there: only a dead letter crosses.
+            ([pattern(0, 9), pattern(1, 0)].concat(), None),
+            ([pattern(0, 9), pattern(1, 1)].concat(), Some((10, 11, 10))),
+            ([pattern(0, 9), vec![Some(Reason::Late); 20]].concat(), None),
             // Exactly the share doesn't cross, one more does.
             (pattern(90, 10), None),
             (pattern(100, 10), None),
@@ -257,26 +292,106 @@ mod tests {
         assert_eq!(next(&mut refusals, Topic::Interactions, (0, 10), BAD), None);
     }
 
+    /// Takes records `from..to` of partition 3, and what is said of each.
+    fn run(
+        refusals: &mut Refusals,
+        records: &[Option<Reason>],
+        (from, to): (usize, usize),
+    ) -> Vec<Option<Crossing>> {
+        let place = |n: usize| (3, n as i64);
+        (from..to).map(|n| next(refusals, Topic::Interactions, place(n), records[n])).collect()
+    }
+
+    /// A fixed mixture, damaged in waves, so that every start from 0 to 200 meets another window.
+    fn waves() -> Vec<Option<Reason>> {
+        (0..200_u32).map(|n| if (n * n / 7) % 5 < n % 3 { BAD } else { None }).collect()
+    }
+
     #[test]
     fn a_window_that_was_saved_goes_on_as_if_it_had_not_been() {
         let ratio = Ratio { max: 0.3, window: 20 };
-        // A fixed mixture, damaged in waves, so that every start from 0 to 100 meets another window.
-        let records: Vec<Option<Reason>> =
-            (0..200_u32).map(|n| if (n * n / 7) % 5 < n % 3 { BAD } else { None }).collect();
-        let run = |refusals: &mut Refusals, from: usize, to: usize| -> Vec<Option<Crossing>> {
-            let place = |n: usize| (3, n as i64);
-            (from..to).map(|n| next(refusals, Topic::Interactions, place(n), records[n])).collect()
-        };
-        let mut whole = Refusals::new(ratio);
-        let found = run(&mut whole, 0, 200);
+        let records = waves();
+        let found = run(&mut Refusals::new(ratio), &records, (0, 200));
         assert!(found.iter().any(Option::is_some) && found.iter().any(Option::is_none));
         for cut in 0..200 {
             let mut before = Refusals::new(ratio);
-            run(&mut before, 0, cut);
+            run(&mut before, &records, (0, cut));
             let mut after = Refusals::new(ratio);
             before.save().iter().for_each(|saved| after.restore(saved));
-            assert_eq!(run(&mut after, cut, 200), found[cut..], "cut at {cut}");
+            assert_eq!(run(&mut after.clone(), &records, (cut, 200)), found[cut..], "cut at {cut}");
+            before.pass();
+            after.pass();
+            let passed = run(&mut before, &records, (cut, 200));
+            assert_eq!(run(&mut after, &records, (cut, 200)), passed, "passed at {cut}");
         }
+    }
+
+    #[test]
+    fn the_bounds_before_a_crossing_do_not_move_it() {
+        let records = waves();
+        for (max, window) in [(0.01, 100), (0.3, 20), (0.2, 100), (0.5, 10), (0.15, 50)] {
+            let ratio = Ratio { max, window };
+            // Damage, then good records that fill the window up until it is judged.
+            let slow = [pattern(0, 4), pattern(15, 0), records.clone()].concat();
+            for records in [&records, &slow] {
+                let whole = crosses(ratio, records);
+                assert!(whole.is_some());
+                for length in 1..30_i64 {
+                    let mut refusals = Refusals::new(ratio);
+                    let cut: Option<(i64, u64, u64)> =
+                        records.iter().zip(0..).find_map(|(refused, offset)| {
+                            if offset % length == 0 {
+                                refusals.pass();
+                            }
+                            let crossing = next(&mut refusals, Topic::Interactions, (0, offset), *refused)?;
+                            Some((crossing.at.offset, crossing.judged, crossing.refused.values().sum()))
+                        });
+                    assert_eq!(cut, whole, "{max} of {window}, epochs of {length}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn damage_that_was_let_through_stops_nothing_after_it() {
+        let ratio = Ratio { max: 0.1, window: 100 };
+        let low = || Refusals::new(ratio);
+        let take = |refusals: &mut Refusals, records: &[Option<Reason>]| -> Vec<bool> {
+            records.iter().map(|refused| refusals.take(Topic::Interactions, 0, *refused)).collect()
+        };
+        let damage = pattern(70, 30);
+        let (good, new) = (pattern(40, 0), pattern(0, 20));
+        let at = |crossed: &[bool]| crossed.iter().position(|crosses| *crosses);
+        // Not committed: it stops at the eighth of 78 records, every time, whatever was committed before it.
+        for _ in 0..2 {
+            let mut refusals = low();
+            take(&mut refusals, &damage[..40]);
+            refusals.pass();
+            assert_eq!(at(&take(&mut refusals, &damage[40..])), Some(77 - 40));
+        }
+        // Committed under a higher limit and replayed under this one.
+        let mut replayed = low();
+        assert_eq!(at(&take(&mut replayed, &damage)), Some(77));
+        replayed.pass();
+        // Kept under the higher limit and put back under this one.
+        let mut high = Refusals::new(Ratio { max: 0.5, ..ratio });
+        assert_eq!(at(&take(&mut high, &damage)), None);
+        high.pass();
+        let mut restored = low();
+        high.save().iter().for_each(|saved| restored.restore(saved));
+        restored.pass();
+        for mut refusals in [replayed, restored] {
+            assert_eq!(at(&take(&mut refusals, &good)), None);
+            // Bounds on the way change nothing.
+            refusals.pass();
+            // Four of 44 are few enough, five of 45 too many.
+            assert_eq!(at(&take(&mut refusals, &new)), Some(4));
+        }
+        // Without a bound after the damage good records don't cross either, and the next dead letter does.
+        let mut standing = low();
+        take(&mut standing, &damage);
+        assert_eq!(at(&take(&mut standing, &good)), None);
+        assert_eq!(at(&take(&mut standing, &new)), Some(0));
     }
 
     #[test]

@@ -234,6 +234,8 @@ impl Job {
             self.run_and_commit(record, harvest)?;
             return Ok(());
         }
+        // Committed, perhaps under a higher limit.
+        self.judge.pass();
         let activity = Activity::of(&harvest.input, record.clock);
         let output = self.run(&record, std::mem::take(&mut harvest.input), false);
         self.restore_used(&record);

@@ -43,6 +43,8 @@ impl Job {
         self.keeper = Some(keeper);
         loaded?;
         self.put(record, group, states, &mut logs, &harvest, &activity);
+        // Like a replay of this epoch, once the windows are back.
+        self.judge.pass();
         self.restore_used(record);
         self.last = Some(record.clone());
         Ok(())

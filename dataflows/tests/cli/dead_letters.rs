@@ -148,6 +148,12 @@ fn what_does_not_fit_is_an_error() {
     assert!(command(&["list", "--state", "look", "--topic", "cot"]).refused().contains("cot is no input"));
     assert!(command(&["list", "--state", "nowhere"]).refused().contains("nowhere"));
     assert!(command(&["replay", "--state", "nowhere"]).refused().contains("nowhere"));
+    // A store without a job's topics: the failure stands alone, without headings.
+    std::fs::create_dir(path.join("fresh")).unwrap();
+    drop(Local::open(path.join("fresh").join(FILE_NAME)).unwrap());
+    let fresh = command(&["list", "--state", "fresh"]);
+    assert_eq!(fresh.out, "");
+    assert!(fresh.refused().contains("doesn't exist"));
     assert!(!path.join("nowhere").exists());
     assert!(command(&["list"]).refused().contains("give --config FILE or --state DIR"));
 }
