@@ -4,6 +4,7 @@
 //! holds a plan. Then it runs a job on Kafka until it is killed or told to stop by a file, and
 //! writes a line for its start and for each commit. A child whose parent is gone ends by itself.
 
+use super::qdrant;
 use super::transactions::Watch;
 use super::world::{self, Hooked, Store, World, hashed, template};
 use ictflow_connectors::clock;
@@ -45,6 +46,8 @@ pub enum Fault {
 pub struct Plan {
     /// The world, on Kafka.
     pub world: World,
+    /// Where the store of points is, if there is one: a child makes a client of its own.
+    pub points: Option<String>,
     /// Generator threads.
     pub threads: usize,
     /// How long a call takes.
@@ -71,7 +74,7 @@ impl Plan {
         json!({
             "bootstrap": config.bootstrap_servers, "prefix": prefix, "job": job, "partitions": partitions,
             "workers": workers, "epoch": epoch, "semantics": semantics, "calls_file": calls_file,
-            "threads": self.threads, "call_ms": self.call.as_millis() as u64,
+            "points": self.points, "threads": self.threads, "call_ms": self.call.as_millis() as u64,
             "snapshots": snapshots.as_ref().map(|(folder, interval)| json!([folder, interval.as_millis() as u64])),
             "pause_ms": self.pause.as_millis() as u64, "stop": self.stop, "fault": fault,
         })
@@ -95,6 +98,8 @@ impl Plan {
                 (kept[0].as_str().expect("a folder"), kept[1].as_u64().expect("an interval"));
             (PathBuf::from(folder), Duration::from_millis(interval))
         });
+        let points = plan["points"].as_str().map(str::to_owned);
+        world.points = points.as_deref().map(qdrant::clients_of);
         let fault = plan["fault"].as_array().map(|fault| {
             let (name, pass) = (fault[0].as_str().expect("a name"), fault[1].as_u64().expect("a pass"));
             match Edge::ALL.into_iter().find(|edge| format!("{edge:?}") == name) {
@@ -104,6 +109,7 @@ impl Plan {
         });
         Plan {
             world,
+            points,
             threads: number("threads") as usize,
             call: Duration::from_millis(number("call_ms")),
             pause: Duration::from_millis(number("pause_ms")),

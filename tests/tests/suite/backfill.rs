@@ -29,10 +29,16 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 /// By key, what stands.
 type Values = BTreeMap<Vec<u8>, Vec<u8>>;
 
-/// A slice of ml-100k with 10% of its events late, 1% twice and some hopelessly late.
+/// A slice of ml-100k with 10% of its events late, 1% twice and, if it isn't small, some hopelessly late.
 pub fn script(folder: &Path, events: &str, partitions: u32) -> Vec<Value> {
     let plain = mutated(folder, &["--no-mutations", "--events", events, "--partitions", "3"]);
-    disturb(&plain, 5, partitions).lines
+    let disturbed = disturb(&plain, 5, partitions);
+    let (late, twice, hopeless) = (disturbed.late, disturbed.duplicates, disturbed.hopeless);
+    let drawn = format!("{late} late, {twice} twice, {hopeless} hopelessly late of {}", disturbed.events);
+    assert!(12 * late > disturbed.events && 150 * twice > disturbed.events, "{drawn}");
+    // One of a thousand: a small slice may have none.
+    assert!(hopeless > 0 || disturbed.events < 1_600, "{drawn}");
+    disturbed.lines
 }
 
 /// Cuts a script into parts with the same count of interactions.
@@ -127,22 +133,30 @@ pub fn committed(world: &World) -> i64 {
     epochs::load(&mut *world.topics(), world.names().of(Topic::Epochs), &world.job).unwrap().len() as i64
 }
 
-/// Live in small epochs, then a backfill in one coarse one.
-fn the_same_bytes_and_no_call(folder: &Path, world: &World) {
-    let mut live = start(world);
-    play(world, &mut live, &script(folder, "1500", world.partitions), 100);
-    assert!(live.committed() > 20, "{} epochs", live.committed());
+/// Backfills a job at rest in coarse epochs: byte for byte what stands on its topics, each with more than so
+/// many keys, without a call or an embedding.
+pub fn coarse_equals_live(world: &World, more_than: [(Topic, usize); 3]) -> Outcome {
     let (outcome, asked) = run(world, &order("coarse"));
     assert_eq!(asked, (0, 0), "calls and embeddings");
-    assert!(outcome.epoch <= 4, "{} coarse epochs", outcome.epoch);
-    let report = outcome.parity.unwrap();
+    let report = outcome.parity.as_ref().unwrap();
     assert!(report.equal() && report.exact && report.later_epochs == 0, "{report}");
-    for (topic, least) in [(Topic::Features, 300), (Topic::Examples, 500), (Topic::DeadLetters, 0)] {
+    for (topic, least) in more_than {
         let (here, there) = (of_backfill(world, "coarse", topic), world.compacted(topic));
         assert!(here == there, "{topic:?}: {} and {} keys", here.len(), there.len());
         assert!(here.len() > least, "{topic:?}: {}", here.len());
     }
     assert_eq!(report.features.equal as usize, world.compacted(Topic::Features).len());
+    outcome
+}
+
+/// Live in small epochs, then a backfill in one coarse one.
+fn the_same_bytes_and_no_call(folder: &Path, world: &World) {
+    let mut live = start(world);
+    play(world, &mut live, &script(folder, "1500", world.partitions), 100);
+    assert!(live.committed() > 20, "{} epochs", live.committed());
+    let more_than = [(Topic::Features, 300), (Topic::Examples, 500), (Topic::DeadLetters, 0)];
+    let outcome = coarse_equals_live(world, more_than);
+    assert!(outcome.epoch <= 4, "{} coarse epochs", outcome.epoch);
     // The live job wasn't disturbed.
     live.topics();
     settle(&mut live);

@@ -1,6 +1,7 @@
 //! How many workers and processes a job has, and how its input is cut into epochs, changes no byte of
 //! what it publishes. On a real Apache Kafka.
 
+use crate::backfill::coarse_equals_live;
 use crate::kafka_job::send;
 use crate::parity::{mutated, same, semantics, verify};
 use ictflow_connectors::encoder::Embed;
@@ -157,6 +158,11 @@ fn live_small_epochs_equal_coarse_ones_at_any_count_of_workers_and_processes() {
     }
     let name = format!("{}-processes", first.job);
     replayed(&first, &name, 1, Some(Hosts::start(1, NAME, &name, 1)));
+    // The command for it, beside the job instead of a new one.
+    let more_than = [(Topic::Features, 9_999), (Topic::Examples, 10_000), (Topic::DeadLetters, 0)];
+    let outcome = coarse_equals_live(&first, more_than);
+    assert!(outcome.epoch < 20, "{} coarse epochs", outcome.epoch);
+    println!("a backfill gave the same bytes in {} epochs", outcome.epoch);
 }
 
 #[test]

@@ -13,7 +13,10 @@ mod filter;
 mod server;
 mod store;
 
+use super::world::MakePoints;
 use connection::Connection;
+use ictflow_connectors::points::Points;
+use ictflow_connectors::qdrant::{Config, Qdrant};
 use qdrant_client::qdrant::collections_server::CollectionsServer;
 use qdrant_client::qdrant::points_server::PointsServer;
 use qdrant_client::qdrant::qdrant_server::QdrantServer;
@@ -144,6 +147,15 @@ impl View {
     pub fn points(&self) -> BTreeMap<Uuid, Dump> {
         self.0.points_of(COLLECTION)
     }
+}
+
+/// Makes clients of the double at this URL, also in another process.
+pub fn clients_of(url: &str) -> Arc<MakePoints> {
+    let config = Config { url: url.to_owned(), ..Config::default() };
+    Arc::new(move || {
+        let client: Box<dyn Points> = Box::new(Qdrant::new(config.clone()).unwrap());
+        (client, config.over_fetch)
+    })
 }
 
 /// A running double. It ends with its value.

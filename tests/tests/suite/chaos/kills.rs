@@ -3,16 +3,18 @@
 
 use super::undisturbed::{none_violated, undisturbed};
 use crate::parity::verify;
+use crate::qdrant_job::points_are_the_demonstrations;
 use fastrand::Rng;
 use ictflow_connectors::clock;
 use ictflow_dataflows::epochs::read_whole;
-use ictflow_dataflows::job::Edge;
+use ictflow_dataflows::job::{Edge, Job};
 use ictflow_schemas::config::{CotStride, Semantics};
 use ictflow_schemas::cot::parse_topic_key;
 use ictflow_schemas::topic::{Policy, Topic};
 use ictflow_tests::support::chaos::{first_seed, rounds};
 use ictflow_tests::support::child::{self, Fault, Life, Line, Plan};
 use ictflow_tests::support::kafka::{Broker, unique};
+use ictflow_tests::support::qdrant::{self, Double};
 use ictflow_tests::support::stream::Stream;
 use ictflow_tests::support::transactions;
 use ictflow_tests::support::verifier::COMMITTED;
@@ -64,7 +66,7 @@ fn kills_at_random_moments_leave_no_trace() {
         if n % 4 == 3 { Kill::AfterBirth(moment) } else { Kill::AfterStep(moment) }
     });
     // A restart loads the newest snapshot, which a kill may have cut short.
-    undergo(seed, kills.collect(), Some(Duration::from_secs(1)));
+    undergo(seed, kills.collect(), Some(Duration::from_secs(1)), None);
 }
 
 #[test]
@@ -76,8 +78,10 @@ fn kills_at_the_edges_of_a_commit_leave_no_trace() {
         Edge::ALL.into_iter().flat_map(|edge| (0..each).map(move |_| Kill::Edge(edge))).collect();
     kills.extend((0..each).map(|_| Kill::Transaction));
     rng.shuffle(&mut kills);
-    // Without snapshots there is always something to rebuild.
-    undergo(seed, kills, None);
+    // Without snapshots there is always something to rebuild. With a store of points an epoch leaves something
+    // outside before its transaction begins. The double runs in this process, so it outlives the kills.
+    let double = Double::start();
+    undergo(seed, kills, None, Some(&double));
 }
 
 fn semantics() -> Semantics {
@@ -135,6 +139,8 @@ struct Story {
     committed: i64,
     /// Keys that a life called and whose answer wasn't on the log at its kill.
     in_flight: Vec<usize>,
+    /// Kills at which the store of points held points of an epoch that isn't committed.
+    ahead: usize,
 }
 
 impl Story {
@@ -151,7 +157,7 @@ impl Story {
     }
 }
 
-fn undergo(seed: u64, kills: Vec<Kill>, snapshots: Option<Duration>) {
+fn undergo(seed: u64, kills: Vec<Kill>, snapshots: Option<Duration>, double: Option<&Double>) {
     eprintln!("kills: ICTFLOW_SEED={seed}");
     let broker = Broker::shared();
     let folder = tempfile::tempdir().unwrap();
@@ -162,12 +168,14 @@ fn undergo(seed: u64, kills: Vec<Kill>, snapshots: Option<Duration>) {
     world.epoch = 500;
     world.calls_file = Some(folder.path().join("calls.txt"));
     world.snapshots = snapshots.map(|interval| (folder.path().join("snapshots"), interval));
+    world.points = double.map(|double| qdrant::clients_of(&double.url()));
     let mut topics = world.topics();
     for topic in [Topic::Interactions, Topic::Items, Topic::Candidates] {
         topics.ensure(world.names().of(topic), PARTITIONS, Policy::Append).unwrap();
     }
     let plan = Plan {
         world: world.clone(),
+        points: double.map(Double::url),
         threads: THREADS,
         call: Duration::from_millis(100),
         pause: Duration::from_millis(60),
@@ -189,6 +197,9 @@ fn undergo(seed: u64, kills: Vec<Kill>, snapshots: Option<Duration>) {
         lives += 1;
         story.tell(born, &lines);
         story.kills.push(clock::now_ms());
+        if let (Kill::Edge(Edge::PointsAcknowledged | Edge::BeforeCommit), Some(double)) = (kill, double) {
+            story.ahead += usize::from(newest_epoch(double) > Some(story.committed));
+        }
         let all = calls(world.calls_file.as_deref().unwrap());
         story.in_flight.push(unanswered(&world, &all[called..]).len());
         called = all.len();
@@ -203,7 +214,7 @@ fn undergo(seed: u64, kills: Vec<Kill>, snapshots: Option<Duration>) {
     assert!(events >= EVENTS);
     report(&mut story, count, events);
     accounted(&world, &story);
-    same_as_undisturbed(&world, &story, folder.path());
+    same_as_undisturbed(&world, &story, folder.path(), double);
     no_transaction_is_open(broker, &world);
 }
 
@@ -303,14 +314,38 @@ fn accounted(world: &World, story: &Story) {
     assert!(in_flight > 0, "no call was in flight at any kill: nothing was shown");
 }
 
+/// The newest epoch that wrote or marked a point.
+fn newest_epoch(double: &Double) -> Option<i64> {
+    double.points().values().filter_map(|point| point.payload["epoch"].as_i64()).max()
+}
+
+/// What the children left in the store of points is just the pool of the job, which is at rest.
+fn points_are_the_pool(double: &Double, story: &Story, job: &Job) {
+    let figures = job.points().unwrap();
+    assert_eq!((figures.upserted, figures.deleted), (0, 0), "a restart at rest writes no point");
+    let pool = job.demonstrations().len();
+    eprintln!(
+        "kills: {pool} demonstrations, {} points with those marked as deleted; {} kills between an epoch's points \
+         and its commit",
+        double.points().len(),
+        story.ahead
+    );
+    assert!(pool > 20, "{pool} demonstrations");
+    points_are_the_demonstrations(double, job);
+    assert!(story.ahead > 0, "no kill left points of an epoch without its commit: nothing was shown");
+}
+
 /// The topics hold what the oracle says, and what a job holds that was never killed.
-fn same_as_undisturbed(world: &World, story: &Story, folder: &Path) {
+fn same_as_undisturbed(world: &World, story: &Story, folder: &Path, double: Option<&Double>) {
     let made = calls(world.calls_file.as_deref().unwrap()).len();
     let mut job = world.start(template(), hashed());
     assert_eq!(job.committed(), story.committed, "a restart at rest commits nothing");
     settle(&mut job);
     assert_eq!(job.committed(), story.committed, "a job at rest has nothing to do");
     assert_eq!((job.requester().accounting.attempts, job.requester().accounting.embeddings), (0, 0));
+    if let Some(double) = double {
+        points_are_the_pool(double, story, &job);
+    }
     // A key whose call a kill ended may have been retracted since; one that is wanted is answered.
     let wanted: BTreeSet<String> = job.requester().wanted().iter().map(|key| key.hex()).collect();
     let unanswered = unanswered(world, &calls(world.calls_file.as_deref().unwrap()));

@@ -17,6 +17,8 @@ pub fn undisturbed(world: &World, name: &str, folder: &Path, generate: bool) -> 
         epoch: 5_000,
         snapshots: None,
         generate,
+        // A collection belongs to one job, and changes nothing about an exact search.
+        points: None,
         calls_file: Some(calls_file.clone()),
         ..world.clone()
     };
