@@ -328,8 +328,15 @@ impl Writer for Writing {
         Ok(())
     }
 
+    /// Told without a doubt: whatever befalls the question shows at the next commit.
     fn standing(&mut self, _topic: &str) -> Result<()> {
-        self.commit(&[], &[])
+        let inner = self.log.inner();
+        let fenced = inner.writers.get(&self.id) != Some(&self.generation);
+        if fenced && inner.defect != Some(Defect::NoFence) {
+            let what = format!("ask whether {} stands", self.id);
+            return Err(Error::fatal(what, "a later writer fenced this one", "it does the work"));
+        }
+        Ok(())
     }
 }
 
