@@ -98,8 +98,8 @@ impl Keeper {
         }
     }
 
-    /// Takes users whose erasure is on record out of kept snapshots that are older: a predecessor that was
-    /// fenced may have written one after the erasure rewrote them.
+    /// Takes users whose erasure is on record out of kept snapshots that are older: the erasure may have been
+    /// cut short before it rewrote them, or a predecessor that was fenced have written one afterwards.
     ///
     /// # Errors
     /// What the store says.
@@ -107,6 +107,9 @@ impl Keeper {
         let erasures =
             || records.iter().flat_map(|r| r.erasures.iter().map(move |erasure| (r.epoch, erasure)));
         self.erased.extend(erasures().map(|(_, erasure)| erasure.user.clone()));
+        if self.erased.is_empty() {
+            return Ok(());
+        }
         let kept = self.store.lock().unwrap_or_else(PoisonError::into_inner).list(&self.job)?;
         let Some(oldest) = kept.iter().map(|manifest| manifest.meta.epoch).min() else { return Ok(()) };
         let users: BTreeSet<&str> = erasures()
@@ -149,22 +152,15 @@ impl Keeper {
         Ok(None)
     }
 
-    /// Gives the states of the snapshot that was found, shard by shard, without these users.
+    /// Gives the states of the snapshot that was found, shard by shard.
     ///
     /// # Errors
     /// `Fatal` where it was damaged since it was found.
-    pub fn load(
-        &mut self,
-        without: &BTreeSet<&str>,
-        mut put: impl FnMut(u8, Vec<Saved>) -> Result<()>,
-    ) -> Result<()> {
+    pub fn load(&mut self, mut put: impl FnMut(u8, Vec<Saved>) -> Result<()>) -> Result<()> {
         let Some(manifest) = &self.base else { return Ok(()) };
         let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         store.load(manifest, |shard, entries| {
-            let states = entries.into_iter().filter_map(|(key, state)| saved(&key, state));
-            // A partition's number is nobody's id.
-            let stays = |saved: &Saved| saved.part == Part::Refusals || !without.contains(&*saved.user);
-            put(shard, states.filter(stays).collect())
+            put(shard, entries.into_iter().filter_map(|(key, state)| saved(&key, state)).collect())
         })
     }
 

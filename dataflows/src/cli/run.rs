@@ -12,7 +12,7 @@ use crate::requester::IDLE;
 use crate::status::Observer;
 use crate::summary::Summary;
 use clap::Args;
-use ictflow_connectors::{Disposition, Error, Result, telemetry};
+use ictflow_connectors::{Error, Result, telemetry};
 use ictflow_schemas::topic::Topic;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -310,9 +310,7 @@ impl Turn<'_> {
             } else if asked.elapsed() >= STANDING_EVERY {
                 // An idle job learns of its successor by no commit.
                 asked = Instant::now();
-                if let Err(error) = job.standing()
-                    && error.disposition == Disposition::Fatal
-                {
+                if let Some(error) = job.fenced() {
                     return Err(error);
                 }
             }

@@ -7,8 +7,8 @@
 //! come back as records of a later one.
 //!
 //! At start: fence both writers, *then* read progress and bounds, load the newest good snapshot, replay the
-//! recorded epochs after it (all of them without one), and go on. Replayed epochs commit nothing; the first new one publishes the
-//! difference ([`crate::sink`]).
+//! recorded epochs after it (all of them without one), and go on. Replayed epochs commit nothing; the first
+//! new one publishes the difference ([`crate::sink`]).
 //!
 //! `start.rs` starts a job, `commit.rs` brings an epoch from its bounds to its commit; here is the loop
 //! around them and what a job shows.

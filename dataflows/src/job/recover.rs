@@ -9,29 +9,24 @@ use super::commit::GROUPS;
 use crate::pipeline::EpochInput;
 use crate::queue::Activity;
 use crate::sources::Harvest;
-use ictflow_connectors::{Disposition, Result};
+use ictflow_connectors::Result;
 use ictflow_operators::recovery::{SHARDS, Saved};
 use ictflow_schemas::epoch::EpochRecord;
-use std::collections::BTreeSet;
 use std::time::Instant;
 
 impl Job {
-    /// Puts the state of a snapshot's epoch back. `records` are all recorded epochs.
-    pub(super) fn restore(&mut self, record: &EpochRecord, records: &[EpochRecord]) -> Result<()> {
+    /// Puts the state of a snapshot's epoch back.
+    pub(super) fn restore(&mut self, record: &EpochRecord) -> Result<()> {
         let nothing = Vec::new();
         let mut harvest = self
             .harvest(|source| source.take_to(record.ends.get(source.topic().name()).unwrap_or(&nothing)))?;
         self.judge.raise(&record.maxima);
-        let later = records.iter().filter(|later| later.epoch > record.epoch);
-        // Kept snapshots are rewritten at an erasure; this holds also where that was cut short.
-        let erased: BTreeSet<&str> =
-            later.flat_map(|later| later.erasures.iter().map(|erasure| erasure.user.as_str())).collect();
         let activity = Activity::of(&harvest.input, record.clock);
         let mut logs = Some(std::mem::take(&mut harvest.input));
         let Some(mut keeper) = self.keeper.take() else { return Ok(()) };
         let mut states: Vec<Saved> = Vec::new();
         let mut group = 0;
-        let loaded = keeper.load(&erased, |shard, saved| {
+        let loaded = keeper.load(|shard, saved| {
             let of = usize::from(shard) * GROUPS / SHARDS;
             if of > group {
                 self.put(record, group, std::mem::take(&mut states), &mut logs, &harvest, &activity);
@@ -96,9 +91,7 @@ impl Job {
             return;
         };
         // One that was fenced may hold a user whom its successor has erased.
-        if let Err(error) = self.standing()
-            && error.disposition == Disposition::Fatal
-        {
+        if let Some(error) = self.fenced() {
             tracing::warn!(%error, "no snapshot is taken");
             return;
         }

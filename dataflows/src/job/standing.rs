@@ -1,7 +1,7 @@
 //! Whether a job that failed is still the newest of its name.
 
 use super::Job;
-use ictflow_connectors::{Disposition, Result};
+use ictflow_connectors::{Disposition, Error, Result};
 use ictflow_schemas::topic::Topic;
 
 impl Job {
@@ -23,5 +23,10 @@ impl Job {
             }
         }
         Ok(())
+    }
+
+    /// What a successor's fence says, where there is one. A store that doesn't answer says nothing.
+    pub fn fenced(&mut self) -> Option<Error> {
+        self.standing().err().filter(|error| error.disposition == Disposition::Fatal)
     }
 }

@@ -241,7 +241,7 @@ impl Job {
         match snapshot {
             None => Ok((job, records)),
             Some(snapshot) => {
-                job.restore(&snapshot, &records)?;
+                job.restore(&snapshot)?;
                 let later = records.into_iter().filter(|record| record.epoch > snapshot.epoch).collect();
                 Ok((job, later))
             }

@@ -24,9 +24,8 @@ use ictflow_connectors::topics::Topics;
 use ictflow_connectors::{Error, Result};
 use ictflow_operators::examples::is_final;
 use ictflow_schemas::Millis;
-use ictflow_schemas::dead_letter::DeadLetter;
+use ictflow_schemas::dead_letter::{self, DeadLetter};
 use ictflow_schemas::epoch::EpochRecord;
-use ictflow_schemas::framing::Frame;
 use ictflow_schemas::topic::{HEADER_EPOCH, HEADER_SUBSTEP, Record, Topic};
 use ictflow_schemas::wire::Wire;
 use std::collections::{BTreeMap, HashSet};
@@ -142,23 +141,16 @@ pub fn verify(
     report.expired = before - found.examples.len();
     let erased = erased(&records, epoch);
     if let Some(letters) = seen.get_mut(&Topic::DeadLetters) {
-        let before = letters.len();
-        letters.retain(|letter| !of_erased(letter, &erased, &found.dead_letters));
-        report.erased = before - letters.len();
-        let before = letters.len();
-        let there = positions(topics, plan.names, letters, &found.dead_letters)?;
-        letters.retain(|letter| {
-            there.as_ref().is_none_or(|there| !of_compacted(letter, there, &found.dead_letters))
-        });
-        report.compacted = before - letters.len();
+        (report.erased, report.compacted) =
+            excuse(topics, plan.names, letters, &found.dead_letters, &erased)?;
     }
+    let whole = topics.starts(names.of(Topic::DeadLetters))?.iter().all(|start| *start == 0);
     for (topic, expected) in [
         (Topic::Features, &found.features),
         (Topic::Examples, &found.examples),
         (Topic::DeadLetters, &found.dead_letters),
     ] {
         let filled = if topic == Topic::DeadLetters { 0..0 } else { origin.epochs.clone() };
-        let whole = topics.starts(names.of(topic))?.iter().all(|start| *start == 0);
         let epochs = Epochs { judged: epoch, committed, filled, whole };
         let (violations, superseded) = check(topic, expected, &seen[&topic], &epochs);
         report.violations.extend(violations);
@@ -209,48 +201,43 @@ fn erased(records: &[EpochRecord], epoch: i64) -> HashSet<Vec<u8>> {
     until.flat_map(|record| &record.erasures).map(|erasure| erasure.user.clone().into_bytes()).collect()
 }
 
-/// Whether a dead letter is of a user who was erased after it was written: the recomputation drops the
-/// record in silence.
-fn of_erased(letter: &Seen, erased: &HashSet<Vec<u8>>, expected: &Values) -> bool {
-    let unexpected = decoded(letter).filter(|_| !expected.contains_key(&letter.key));
-    unexpected.and_then(|letter| letter.key).is_some_and(|user| erased.contains(&user))
-}
-
-/// The positions that still stand on `items` and `candidates`, by topic; `None` where no letter asks.
-fn positions(
+/// Takes out the dead letters that a recomputation doesn't give although the job wrote them rightly: of users
+/// who were erased since, whose records it drops in silence, and of records that compaction has taken from
+/// `items` or `candidates` since. Gives how many of each.
+fn excuse(
     topics: &mut dyn Topics,
     names: &Names,
-    letters: &[Seen],
+    letters: &mut Vec<Seen>,
     expected: &Values,
-) -> Result<Option<HashSet<Vec<u8>>>> {
-    let views = [names.of(Topic::Items), names.of(Topic::Candidates)];
-    let asks = |letter: &Seen| {
-        !expected.contains_key(&letter.key)
-            && decoded(letter).is_some_and(|letter| views.contains(&letter.topic.as_str()))
+    erased: &HashSet<Vec<u8>>,
+) -> Result<(usize, usize)> {
+    let unexpected = |letter: &Seen| {
+        let value = letter.value.as_deref().filter(|_| !expected.contains_key(&letter.key));
+        value.and_then(|value| DeadLetter::decode(value).ok())
     };
-    if !letters.iter().any(asks) {
-        return Ok(None);
+    let all = letters.len();
+    letters.retain(|letter| {
+        let user = unexpected(letter).and_then(|letter| letter.key);
+        !user.is_some_and(|user| erased.contains(&user))
+    });
+    let of_erased = all - letters.len();
+    let views = [names.of(Topic::Items), names.of(Topic::Candidates)];
+    let source = |letter: &Seen| {
+        let source = unexpected(letter)?.source();
+        views.contains(&source.topic.as_str()).then_some(source)
+    };
+    if !letters.iter().any(|letter| source(letter).is_some()) {
+        return Ok((of_erased, 0));
     }
     let mut there = HashSet::new();
-    for name in views {
-        read_whole(topics, name, |record| {
-            let partition = i64::from(record.partition);
-            there.insert(Frame::new().text(name).int(partition).int(record.offset).into_bytes());
+    for topic in views {
+        read_whole(topics, topic, |Record { partition, offset, .. }| {
+            there.insert(dead_letter::Position { topic: topic.to_owned(), partition, offset });
         })?;
-        // Which topics were looked at.
-        there.insert(name.as_bytes().to_vec());
     }
-    Ok(Some(there))
-}
-
-fn decoded(letter: &Seen) -> Option<DeadLetter> {
-    DeadLetter::decode(letter.value.as_deref()?).ok()
-}
-
-/// Whether a dead letter is of a record that compaction has taken since: the recomputation never reads it.
-fn of_compacted(letter: &Seen, there: &HashSet<Vec<u8>>, expected: &Values) -> bool {
-    let Some(decoded) = decoded(letter).filter(|_| !expected.contains_key(&letter.key)) else { return false };
-    there.contains(decoded.topic.as_bytes()) && !there.contains(&letter.key)
+    let before = letters.len();
+    letters.retain(|letter| source(letter).is_none_or(|source| there.contains(&source)));
+    Ok((of_erased, before - letters.len()))
 }
 
 /// The records of an output topic with their positions.

@@ -43,9 +43,8 @@ pub fn start(folder: &Path, semantics: Semantics, weights: &Arc<Vec<u8>>) -> (Wo
     (world, job)
 }
 
-/// The outputs that name none of the damage's own ids. When a CoT was written is wall-clock, and differs.
-fn outputs(world: &World) -> BTreeMap<Vec<u8>, String> {
-    let ours = |key: &[u8]| key.windows(2).any(|two| two == b"zz");
+/// The features and examples that stand. When a CoT was written is wall-clock, and differs.
+pub fn standing(world: &World) -> BTreeMap<Vec<u8>, String> {
     let mut out = BTreeMap::new();
     for (key, value) in world.compacted(Topic::Features) {
         let mut feature = Feature::decode(&value).unwrap();
@@ -55,6 +54,13 @@ fn outputs(world: &World) -> BTreeMap<Vec<u8>, String> {
     for (key, value) in world.compacted(Topic::Examples) {
         out.insert(key, format!("{:?}", ExampleRecord::decode(&value).unwrap()));
     }
+    out
+}
+
+/// Those that name none of the damage's own ids.
+fn outputs(world: &World) -> BTreeMap<Vec<u8>, String> {
+    let ours = |key: &[u8]| key.windows(2).any(|two| two == b"zz");
+    let mut out = standing(world);
     out.retain(|key, _| !ours(key));
     out
 }

@@ -3,16 +3,13 @@
 mod ratio;
 mod replay;
 
-use crate::bad_input::dead_letters;
+use crate::bad_input::{dead_letters, standing};
 use ictflow_connectors::Result;
 use ictflow_dataflows::dead_letters::Selection;
 use ictflow_dataflows::dead_letters::replay::{Line, Of, Outcome, Refusal, Report, replay};
 use ictflow_schemas::config::{CotStride, Semantics};
-use ictflow_schemas::example::ExampleRecord;
-use ictflow_schemas::feature::Feature;
 use ictflow_schemas::framing::Partitioner;
 use ictflow_schemas::topic::{HEADER_REPLAY_OF, NewRecord, Topic};
-use ictflow_schemas::wire::Wire;
 use ictflow_tests::support::world::{self, World, candidates, event, item};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -61,17 +58,9 @@ fn garbage(user: &str, time: i64) -> Value {
     serde_json::json!({"topic": "interactions", "key": user, "timestamp": time, "raw": "ffff00"})
 }
 
-/// The features and examples that stand, without the wall-clock.
+/// The features and examples that stand, without the wall-clock; there are some.
 fn outputs(world: &World) -> BTreeMap<Vec<u8>, String> {
-    let mut out = BTreeMap::new();
-    for (key, value) in world.compacted(Topic::Features) {
-        let mut feature = Feature::decode(&value).unwrap();
-        feature.cot_created_at = None;
-        out.insert(key, format!("{feature:?}"));
-    }
-    for (key, value) in world.compacted(Topic::Examples) {
-        out.insert(key, format!("{:?}", ExampleRecord::decode(&value).unwrap()));
-    }
+    let out = standing(world);
     assert!(!out.is_empty());
     out
 }
