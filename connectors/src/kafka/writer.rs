@@ -1,7 +1,7 @@
 //! The transactional writer.
 
 use super::client::{Context, Counts, Shared};
-use super::error::{FENCED, PAUSE, code, ended, failure};
+use super::error::{FENCED, PAUSE, UNREACHABLE, code, ended, failure};
 use super::send::{check, known, send};
 use crate::topics::Writer;
 use crate::{Disposition, Error, Result};
@@ -13,6 +13,7 @@ use rdkafka::producer::{BaseProducer, Producer};
 use rdkafka::{Offset, TopicPartitionList};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 /// The least time that a call of the protocol is given, also at the end of a deadline.
@@ -21,10 +22,16 @@ const LEAST: Duration = Duration::from_secs(1);
 /// How long one attempt at fencing lasts; the next goes on where it stood.
 const FENCE_SLICE: Duration = Duration::from_secs(2);
 
+/// How much longer than its deadline the call is waited for that may never return.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// A producer, shared with a call that may outlast the writer.
+type Client = Arc<BaseProducer<Context>>;
+
 /// Where a writer stands between calls.
 enum State {
     /// No transaction is open.
-    Idle(BaseProducer<Context>),
+    Idle(Client),
     /// A failure ended it; the producer is gone.
     Closed {
         /// Whether it was one after which no new start may go on.
@@ -36,8 +43,22 @@ enum State {
 pub(super) struct KafkaWriter {
     shared: Arc<Shared>,
     id: String,
-    group: ConsumerGroupMetadata,
+    group: Arc<ConsumerGroupMetadata>,
     state: State,
+}
+
+/// Why a transaction wasn't filled.
+enum Unfilled {
+    /// librdkafka says so.
+    Failed(KafkaError),
+    /// A call that doesn't keep its deadline; the producer can't be used any more.
+    Hung,
+}
+
+impl From<KafkaError> for Unfilled {
+    fn from(error: KafkaError) -> Self {
+        Unfilled::Failed(error)
+    }
 }
 
 impl KafkaWriter {
@@ -60,7 +81,12 @@ impl KafkaWriter {
         persist(deadline, || producer.context().lasting(), fence)
             .map_err(|error| producer.context().failure(context(), &error))?;
         producer.context().passed();
-        Ok(KafkaWriter { shared: Arc::clone(shared), id: id.to_owned(), group, state: State::Idle(producer) })
+        Ok(KafkaWriter {
+            shared: Arc::clone(shared),
+            id: id.to_owned(),
+            group: Arc::new(group),
+            state: State::Idle(Arc::new(producer)),
+        })
     }
 
     fn context(&self) -> String {
@@ -70,11 +96,11 @@ impl KafkaWriter {
     /// Everything between begin and commit.
     fn fill(
         &self,
-        producer: &BaseProducer<Context>,
+        producer: &Client,
         records: &[NewRecord],
         offsets: &[(String, u32, i64)],
         deadline: Instant,
-    ) -> std::result::Result<(), KafkaError> {
+    ) -> std::result::Result<(), Unfilled> {
         send(producer, records, deadline)?;
         if offsets.is_empty() {
             return Ok(());
@@ -84,16 +110,51 @@ impl KafkaWriter {
             let partition = i32::try_from(*partition).unwrap_or(i32::MAX);
             list.add_partition_offset(topic, partition, Offset::Offset(*offset))?;
         }
-        persist(
-            deadline,
-            || false,
-            |timeout| producer.send_offsets_to_transaction(&list, &self.group, timeout),
-        )
+        self.publish(producer, list, deadline)
+    }
+
+    /// Adds positions to the transaction, in a thread of its own: with its group's coordinator away librdkafka
+    /// (to 2.14 at least, its issue 5456) returns from this call only when one is back, whatever the timeout
+    /// says. Then the thread keeps the producer until that moment, and the job learns at the deadline.
+    fn publish(
+        &self,
+        producer: &Client,
+        list: TopicPartitionList,
+        deadline: Instant,
+    ) -> std::result::Result<(), Unfilled> {
+        let (answer, answered) = mpsc::channel();
+        let (theirs, group) = (Arc::clone(producer), Arc::clone(&self.group));
+        std::thread::spawn(move || {
+            let call = |timeout: Duration| theirs.send_offsets_to_transaction(&list, &group, timeout);
+            // Nobody listens any more where the deadline has passed.
+            let _ = answer.send(persist(deadline, || false, call));
+        });
+        let limit = deadline.saturating_duration_since(Instant::now()).max(LEAST) + GRACE;
+        match answered.recv_timeout(limit) {
+            Ok(answer) => Ok(answer?),
+            Err(_) => Err(Unfilled::Hung),
+        }
+    }
+
+    /// Ends a transaction that couldn't be filled. The writer is idle again where it could be aborted.
+    fn unfilled(&mut self, producer: Client, why: Unfilled, begun: Instant) -> Error {
+        match why {
+            Unfilled::Failed(error) => {
+                let error = cause(&producer).unwrap_or(error);
+                self.abort(producer, &error, begun)
+            }
+            // The broker aborts what is open after its timeout, or the next fence does.
+            Unfilled::Hung => Error::restart(
+                self.context(),
+                format!("no coordinator took the positions in {:.1} s", begun.elapsed().as_secs_f64()),
+                UNREACHABLE,
+            ),
+        }
     }
 
     /// Aborts the open transaction after a failure before its commit. The writer is idle again
     /// where that succeeds; the failure says whether another attempt may help.
-    fn abort(&mut self, producer: BaseProducer<Context>, error: &KafkaError, begun: Instant) -> Error {
+    fn abort(&mut self, producer: Client, error: &KafkaError, begun: Instant) -> Error {
         if let Some(fatal) = self.fatal(&producer, begun) {
             return fatal;
         }
@@ -109,7 +170,7 @@ impl KafkaWriter {
 
     /// Aborts the open transaction; the writer is idle again then. Where that fails nothing was
     /// committed: the broker aborts it after the timeout, or the next fence does.
-    fn leave(&mut self, producer: BaseProducer<Context>, begun: Instant) -> Result<()> {
+    fn leave(&mut self, producer: Client, begun: Instant) -> Result<()> {
         let deadline = Instant::now() + self.shared.config.transaction_timeout();
         match serving(&producer, || {
             persist(deadline, || false, |timeout| producer.abort_transaction(timeout))
@@ -142,7 +203,7 @@ impl KafkaWriter {
     }
 
     /// Takes the producer out of the state, to which it returns only where the writer may go on.
-    fn take(&mut self) -> Result<BaseProducer<Context>> {
+    fn take(&mut self) -> Result<Client> {
         match std::mem::replace(&mut self.state, State::Closed { fatal: false }) {
             State::Idle(producer) => Ok(producer),
             State::Closed { fatal: true } => {
@@ -165,7 +226,7 @@ impl KafkaWriter {
     }
 
     /// Begins a transaction.
-    fn begin(&mut self, producer: BaseProducer<Context>, begun: Instant) -> Result<BaseProducer<Context>> {
+    fn begin(&mut self, producer: Client, begun: Instant) -> Result<Client> {
         let Err(error) = producer.begin_transaction() else { return Ok(producer) };
         if let Some(fatal) = self.fatal(&producer, begun) {
             return Err(fatal);
@@ -207,9 +268,8 @@ impl KafkaWriter {
         let begun = Instant::now();
         let deadline = begun + self.shared.config.transaction_timeout();
         let producer = self.begin(producer, begun)?;
-        if let Err(error) = self.fill(&producer, records, offsets, deadline) {
-            let error = cause(&producer).unwrap_or(error);
-            return Err(self.abort(producer, &error, begun));
+        if let Err(why) = self.fill(&producer, records, offsets, deadline) {
+            return Err(self.unfilled(producer, why, begun));
         }
         match serving(&producer, || {
             persist(deadline, || false, |timeout| producer.commit_transaction(timeout))
@@ -241,10 +301,7 @@ impl KafkaWriter {
         let position = [(topic.to_owned(), 0, 0)];
         match self.fill(&producer, &[], &position, deadline) {
             Ok(()) => self.leave(producer, begun),
-            Err(error) => {
-                let error = cause(&producer).unwrap_or(error);
-                Err(self.abort(producer, &error, begun))
-            }
+            Err(why) => Err(self.unfilled(producer, why, begun)),
         }
     }
 }

@@ -12,6 +12,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, Top
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message;
+use rdkafka::mocking::{MockCluster, MockCoordinator};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{Offset, TopicPartitionList};
 use std::io::Write;
@@ -1163,4 +1164,38 @@ fn a_broker_that_crashes_or_hangs_loses_and_doubles_nothing() {
     all.retain(|value| value != "unacknowledged");
     assert_eq!(all, expected);
     println!("an own broker started in {:?}", broker.started_in());
+}
+
+/// librdkafka's call that adds positions doesn't keep its timeout (its issue 5456). The mock cluster has the
+/// group's coordinator where nobody answers; the transaction's own is another broker.
+#[test]
+fn positions_without_a_coordinator_end_at_the_deadline() {
+    let double = MockCluster::new(2).unwrap();
+    double.create_topic("output", 1, 1).unwrap();
+    double.coordinator(MockCoordinator::Transaction("writer".into()), 1).unwrap();
+    double.coordinator(MockCoordinator::Group("writer".into()), 2).unwrap();
+    double.partition_leader("output", 0, Some(1)).unwrap();
+    let config = Config {
+        bootstrap_servers: vec![double.bootstrap_servers()],
+        request_timeout_ms: 2_000,
+        delivery_timeout_ms: 3_000,
+        transaction_timeout_ms: 4_000,
+        ..Config::default()
+    };
+    let mut kafka = Kafka::connect(config).unwrap();
+    let mut writer = kafka.writer("writer").unwrap();
+    let position = [("output".to_owned(), 0, 1)];
+    writer.commit(&[new("output", 0, "k", "before")], &position).unwrap();
+    double.broker_down(2).unwrap();
+    let begun = Instant::now();
+    let error = writer.commit(&[new("output", 0, "k", "meanwhile")], &position).unwrap_err();
+    assert!(begun.elapsed() < LIMIT, "it took {:?}", begun.elapsed());
+    assert_eq!(error.disposition, Disposition::Restart, "{error}");
+    assert!(error.to_string().contains("no coordinator took the positions"), "{error}");
+    let closed = writer.commit(&[new("output", 0, "k", "after")], &[]).unwrap_err();
+    assert_eq!(closed.disposition, Disposition::Restart, "{closed}");
+
+    double.broker_up(2).unwrap();
+    let mut successor = kafka.writer("writer").unwrap();
+    successor.commit(&[new("output", 0, "k", "after")], &position).unwrap();
 }
