@@ -1176,7 +1176,7 @@ fn positions_without_a_coordinator_end_at_the_deadline() {
     double.coordinator(MockCoordinator::Group("writer".into()), 2).unwrap();
     double.partition_leader("output", 0, Some(1)).unwrap();
     let config = Config {
-        bootstrap_servers: vec![double.bootstrap_servers()],
+        bootstrap_servers: double.bootstrap_servers().split(',').map(str::to_owned).collect(),
         request_timeout_ms: 2_000,
         delivery_timeout_ms: 3_000,
         transaction_timeout_ms: 4_000,
