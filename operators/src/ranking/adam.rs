@@ -72,10 +72,7 @@ impl Adam {
     pub fn step(&mut self, variables: &Variables, gradients: &GradStore) -> Result<(), RankingError> {
         for variable in variables.trained() {
             let Some(gradient) = gradients.get(&variable.var) else { continue };
-            let moments = match self.moments.get_mut(&variable.name) {
-                Some(moments) => moments,
-                None => self.moments.entry(variable.name.clone()).or_default(),
-            };
+            let moments = self.moments.entry(variable.name.clone()).or_default();
             update(variable, &gradient.contiguous()?, moments, &self.settings)?;
         }
         Ok(())
