@@ -7,6 +7,7 @@ pub mod candidates;
 pub mod catalog;
 pub mod config;
 pub mod cot;
+pub mod dataset;
 pub mod dead_letter;
 pub mod demonstration;
 pub mod embedding;

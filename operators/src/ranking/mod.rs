@@ -3,13 +3,21 @@
 //! `ids` are the inputs and `tables` the embeddings, `backbones` the models, `layers` what they are built of,
 //! `loss` and `adam` what trains them, `weights` their file. Everything is drawn from a seed by name
 //! ([`random::Stream`]), so one seed gives the same weights on one machine, whatever the order of creation.
+//!
+//! `split`, `histories` and `segments` are what a data set becomes, `metrics` and `bootstrap` what is measured.
 
 pub mod adam;
 pub mod backbones;
+pub mod bootstrap;
+pub mod draws;
+pub mod histories;
 pub mod ids;
 pub mod layers;
 pub mod loss;
+pub mod metrics;
 pub mod random;
+pub mod segments;
+pub mod split;
 pub mod tables;
 pub mod variables;
 pub mod weights;
