@@ -20,6 +20,7 @@ pub mod interaction;
 pub mod invariants;
 pub mod item;
 pub mod limits;
+pub mod neighbour;
 pub mod topic;
 pub mod vector;
 pub mod wire;
