@@ -19,6 +19,7 @@ pub mod ict;
 pub mod index;
 pub mod journal;
 pub mod pairs;
+pub mod ranking;
 pub mod recovery;
 pub mod retrieval;
 pub mod staged;

@@ -32,6 +32,7 @@ mod file;
 mod kernel;
 mod shape;
 mod tokens;
+pub mod training;
 mod untrained;
 mod weights;
 
