@@ -6,6 +6,7 @@ use crate::ranking::arms::{ARMS, Arm, USUAL};
 use crate::ranking::dataset::{Prepared, Protocol, Source};
 use crate::ranking::evaluate::{Options, evaluate};
 use crate::ranking::fit::Training;
+use crate::ranking::model::Sizes;
 use crate::ranking::table;
 use clap::{Args, ValueEnum};
 use ictflow_connectors::atomic::{Columns, Folder, Labels, TimeUnit};
@@ -127,7 +128,10 @@ struct TrainingOptions {
     /// The most epochs.
     #[arg(long, value_name = "N", default_value_t = Training::default().epochs as u64, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     epochs: u64,
-    /// Epochs without a better validation AUC after which a training ends.
+    /// How often an epoch the validation part is scored.
+    #[arg(long, value_name = "N", default_value_t = Training::default().checks as u64, value_parser = clap::value_parser!(u64).range(1..=1_000))]
+    checks: u64,
+    /// Checks without a better validation AUC after which a training ends.
     #[arg(long, value_name = "N", default_value_t = Training::default().patience as u64, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     patience: u64,
     /// The step of the optimiser, Adam.
@@ -136,6 +140,21 @@ struct TrainingOptions {
     /// Its weight decay, coupled.
     #[arg(long, value_name = "RATE", default_value_t = Training::default().weight_decay, value_parser = rate)]
     weight_decay: f64,
+    /// d: the width of tables, vector and projected texts, a multiple of 4.
+    #[arg(long, value_name = "N", default_value_t = Sizes::default().width as u64, value_parser = clap::value_parser!(u64).range(4..=1024))]
+    width: u64,
+    /// Hidden widths of the deep net, with commas between them.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = Sizes::default().hidden)]
+    hidden: Vec<usize>,
+    /// The share of values that dropout takes before each of them.
+    #[arg(long, value_name = "SHARE", default_value_t = Sizes::default().dropout, value_parser = rate)]
+    dropout: f64,
+    /// The deviation of the tables' first values; 0 leaves each backbone's own rule.
+    #[arg(long, value_name = "D", default_value_t = Sizes::default().deviation.unwrap_or_default(), value_parser = rate)]
+    deviation: f64,
+    /// What like-rates, counts and votes are multiplied by.
+    #[arg(long, value_name = "X", default_value_t = Sizes::default().scalar_scale)]
+    scalar_scale: f64,
 }
 
 fn backbone(name: &str) -> std::result::Result<Kind, String> {
@@ -177,9 +196,17 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         arms,
         backbones: distinct(&arguments.backbone),
         seeds: arguments.seeds,
+        sizes: Sizes {
+            width: training.width as usize,
+            hidden: training.hidden.clone(),
+            dropout: training.dropout,
+            deviation: Some(training.deviation).filter(|deviation| *deviation > 0.0),
+            scalar_scale: training.scalar_scale,
+        },
         training: Training {
             batch: training.batch as usize,
             epochs: training.epochs as usize,
+            checks: training.checks as usize,
             patience: training.patience as usize,
             learning_rate: training.learning_rate,
             weight_decay: training.weight_decay,

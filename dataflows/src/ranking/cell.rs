@@ -8,7 +8,7 @@
 use super::arms::Arm;
 use super::dataset::{HISTORY, Prepared};
 use super::fit::{Curve, Training};
-use super::model::settings;
+use super::model::{Sizes, settings};
 use ictflow_connectors::{Error, Result};
 use ictflow_operators::ict::MAX_NEIGHBOURS;
 use ictflow_operators::ranking::backbones::{Kind, Settings};
@@ -31,6 +31,7 @@ pub struct Key {
     /// The backbone.
     pub backbone: Kind,
     settings: Settings,
+    sizes: Sizes,
     /// The arm.
     pub arm: Arm,
     neighbourhood: Option<(Neighbourhood, usize)>,
@@ -41,7 +42,13 @@ pub struct Key {
 
 impl Key {
     /// The key of a cell.
-    pub fn of(prepared: &Prepared, backbone: Kind, arm: Arm, training: Training, seed: u64) -> Self {
+    pub fn of(
+        prepared: &Prepared,
+        backbone: Kind,
+        arm: Arm,
+        (sizes, training): (&Sizes, Training),
+        seed: u64,
+    ) -> Self {
         // Neighbours are near by their texts too, so the encoder decides them.
         let reads_texts = arm.text || arm.neighbours();
         Key {
@@ -51,7 +58,8 @@ impl Key {
             encoder: reads_texts.then(|| prepared.encoder.clone()),
             history: HISTORY,
             backbone,
-            settings: settings(&arm),
+            settings: settings(&arm, sizes),
+            sizes: sizes.clone(),
             arm,
             neighbourhood: arm.neighbours().then(|| (Neighbourhood::default(), MAX_NEIGHBOURS)),
             training,

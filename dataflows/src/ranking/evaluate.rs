@@ -9,7 +9,7 @@ use super::cell::{Cell, Key};
 use super::dataset::{Part, Prepared};
 use super::failed;
 use super::fit::{Material, Training, fit, predict, widened};
-use super::model::Model;
+use super::model::{Model, Sizes};
 use super::neighbours::{Neighbours, Selecting};
 use super::tensors::{Columns, NeighbourColumns, Vocabularies};
 use ictflow_connectors::Result;
@@ -30,6 +30,8 @@ pub struct Options {
     pub backbones: Vec<Kind>,
     /// Seeds 1 to this.
     pub seeds: u64,
+    /// How large each model is.
+    pub sizes: Sizes,
     /// How each model is trained.
     pub training: Training,
     /// Where cells, curves and tables stand.
@@ -87,7 +89,7 @@ pub struct Row {
     pub backbone: &'static str,
     /// The arm.
     pub arm: &'static str,
-    /// Validation AUC of the epochs that were kept.
+    /// Validation AUC of the weights that were kept.
     pub valid_auc: Figure,
     /// AUC.
     pub auc: Figure,
@@ -120,7 +122,9 @@ pub struct Report {
     pub test_users: usize,
     /// Seeds 1 to this.
     pub seeds: u64,
-    /// How models were trained.
+    /// How large models were.
+    pub sizes: Sizes,
+    /// How they were trained.
     pub training: Training,
     /// The encoder of texts.
     pub encoder: String,
@@ -175,11 +179,12 @@ impl<'a> Tensors<'a> {
     }
 
     /// Trains and scores a cell.
-    fn cell(&mut self, key: &Key, training: &Training) -> Result<Cell> {
+    fn cell(&mut self, key: &Key, sizes: &Sizes, training: &Training) -> Result<Cell> {
         let name = key.name();
         let context = |error: &dyn std::fmt::Display| failed(format!("train {name}"), error);
         let material = self.material(&key.arm)?;
-        let model = Model::new(key.backbone, key.arm, material.columns, key.seed).map_err(|e| context(&e))?;
+        let model = Model::new(key.backbone, key.arm, sizes, material.columns, key.seed);
+        let model = model.map_err(|e| context(&e))?;
         let curve = fit(&model, &material, training, key.seed, &name).map_err(|e| context(&e))?;
         let scores = predict(&model, &material, Part::Test).map_err(|e| context(&e))?;
         Cell::new(key, curve, scores)
@@ -206,7 +211,7 @@ pub fn evaluate(prepared: &Prepared, options: &Options) -> Result<Report> {
         for arm in &options.arms {
             let mut of_seeds = Vec::new();
             for seed in 1..=options.seeds {
-                let key = Key::of(prepared, *backbone, *arm, options.training, seed);
+                let key = Key::of(prepared, *backbone, *arm, (&options.sizes, options.training), seed);
                 done += 1;
                 let found = Cell::read(&options.out, &key, test.labels.len())?;
                 let word = if found.is_some() { "finished before" } else { "begins" };
@@ -214,7 +219,7 @@ pub fn evaluate(prepared: &Prepared, options: &Options) -> Result<Report> {
                 let cell = match found {
                     Some(cell) => cell,
                     None => {
-                        let cell = tensors.cell(&key, &options.training)?;
+                        let cell = tensors.cell(&key, &options.sizes, &options.training)?;
                         cell.write(&options.out, &key)?;
                         cell
                     }
@@ -234,6 +239,7 @@ pub fn evaluate(prepared: &Prepared, options: &Options) -> Result<Report> {
         test: split.test.len(),
         test_users: test.count_users(),
         seeds: options.seeds,
+        sizes: options.sizes.clone(),
         training: options.training,
         encoder: prepared.encoder.clone(),
         reference,
@@ -289,7 +295,7 @@ impl Test {
                 .map(|scores| gauc(&self.users, labels, scores).ok().map(|gauc| gauc.value))
                 .collect();
             let valid: Vec<f64> =
-                cells.iter().filter_map(|cell| cell.curve.best().map(|epoch| epoch.auc)).collect();
+                cells.iter().filter_map(|cell| cell.curve.best().map(|check| check.auc)).collect();
             let is_reference = *arm == reference;
             rows.push(Row {
                 backbone: backbone.name(),
@@ -310,7 +316,9 @@ impl Test {
 
     /// The differences to the reference; `None` where a metric has no value.
     fn gains(&self, base: &[Vec<f64>], other: &[Vec<f64>]) -> Option<Gains> {
-        let lists = |all: &'_ [Vec<f64>]| all.iter().map(Vec::as_slice).collect::<Vec<_>>();
+        fn lists(all: &[Vec<f64>]) -> Vec<&[f64]> {
+            all.iter().map(Vec::as_slice).collect()
+        }
         let paired = Paired::new(&self.users, &self.labels).ok()?;
         let Comparison { auc, gauc, log_loss } =
             paired.compare(&lists(base), &lists(other), Rounds::default()).ok()?;

@@ -1,8 +1,9 @@
-//! Trains one model: batches in a drawn order, the epoch of the best validation AUC is kept.
+//! Trains one model: batches in a drawn order; the weights with the best validation AUC are kept.
 //!
 //! The order of an epoch is drawn from (seed, epoch), dropout from (seed, step): neither depends on what was
-//! drawn before. After each epoch the validation part is scored; where its AUC didn't rise for `patience`
-//! epochs the training ends, and the best epoch's weights are put back. The test part is never touched here.
+//! drawn before. Several times an epoch the validation part is scored, since rankers are at their best early;
+//! where its AUC didn't rise for `patience` such checks the training ends, and the weights of the best one are
+//! put back. The test part is never touched here.
 
 use super::dataset::Part;
 use super::model::{Model, ModelError};
@@ -27,7 +28,9 @@ pub struct Training {
     pub batch: usize,
     /// The most epochs.
     pub epochs: usize,
-    /// Epochs without a better validation AUC after which it ends.
+    /// How often an epoch the validation part is scored.
+    pub checks: usize,
+    /// Checks without a better validation AUC after which it ends.
     pub patience: usize,
     /// Adam's step.
     pub learning_rate: f64,
@@ -37,17 +40,18 @@ pub struct Training {
 
 impl Default for Training {
     fn default() -> Self {
-        let adam::Settings { learning_rate, weight_decay, .. } = adam::Settings::default();
-        Training { batch: 128, epochs: 30, patience: 2, learning_rate, weight_decay }
+        Training { batch: 512, epochs: 30, checks: 4, patience: 6, learning_rate: 5e-4, weight_decay: 1e-3 }
     }
 }
 
-/// One epoch of a training.
+/// One look at the validation part.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Epoch {
-    /// Which, from 1.
-    pub epoch: usize,
-    /// The mean training loss.
+pub struct Check {
+    /// Steps taken.
+    pub step: u64,
+    /// Epochs gone through.
+    pub epoch: f64,
+    /// The mean training loss since the check before.
     pub loss: f64,
     /// Validation AUC.
     pub auc: f64,
@@ -60,31 +64,28 @@ pub struct Epoch {
 /// What came of a training.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Curve {
-    /// All epochs.
-    pub epochs: Vec<Epoch>,
-    /// The one whose weights were kept, from 1.
-    pub best: usize,
+    /// All checks.
+    pub checks: Vec<Check>,
+    /// The steps of the one whose weights were kept.
+    pub best: u64,
 }
 
 impl Curve {
-    /// The curve as CSV: epoch, loss, valid_auc, valid_gauc, valid_log_loss.
+    /// The curve as CSV.
     pub fn csv(&self) -> String {
-        let mut text = String::from("epoch,loss,valid_auc,valid_gauc,valid_log_loss\n");
-        for epoch in &self.epochs {
-            let gauc = epoch.gauc.map(|gauc| gauc.to_string()).unwrap_or_default();
+        let mut text = String::from("step,epoch,loss,valid_auc,valid_gauc,valid_log_loss\n");
+        for check in &self.checks {
+            let Check { step, epoch, loss, auc, gauc, log_loss } = check;
+            let gauc = gauc.map(|gauc| gauc.to_string()).unwrap_or_default();
             // Writing to a String cannot fail.
-            let _ = writeln!(
-                text,
-                "{},{},{},{gauc},{}",
-                epoch.epoch, epoch.loss, epoch.auc, epoch.log_loss
-            );
+            let _ = writeln!(text, "{step},{epoch},{loss},{auc},{gauc},{log_loss}");
         }
         text
     }
 
-    /// The epoch that was kept.
-    pub fn best(&self) -> Option<&Epoch> {
-        self.epochs.iter().find(|epoch| epoch.epoch == self.best)
+    /// The check whose weights were kept.
+    pub fn best(&self) -> Option<&Check> {
+        self.checks.iter().find(|check| check.step == self.best)
     }
 }
 
@@ -122,7 +123,7 @@ pub fn widened(scores: &[f32]) -> Vec<f64> {
     scores.iter().map(|score| f64::from(*score)).collect()
 }
 
-/// Trains a model. Afterwards it has the weights of the best epoch.
+/// Trains a model. Afterwards it has the weights of the best check.
 ///
 /// # Errors
 /// [`ModelError::Diverged`] where the loss isn't finite, and those of the model.
@@ -139,61 +140,111 @@ pub fn fit(
         ..adam::Settings::default()
     };
     let mut adam = Adam::new(settings);
-    let mut curve = Curve { epochs: Vec::new(), best: 0 };
+    let mut curve = Curve { checks: Vec::new(), best: 0 };
     let mut kept: Option<(f64, Vec<candle_core::Tensor>)> = None;
     let mut step = 0;
-    for epoch in 1..=training.epochs {
+    let mut sum = Sum::default();
+    let mut waited = 0;
+    'all: for epoch in 0..training.epochs {
         let began = Instant::now();
-        let mut order: Vec<u32> = material.columns.range(Part::Train).map(|sample| sample as u32).collect();
-        Draws::stream(seed, epoch as u64).shuffle(&mut order);
-        let mut progress = Progress::new(format!("{name}, epoch {epoch}"), order.len());
-        let (mut sum, mut done) = (0.0, 0);
+        let order = order(material.columns, seed, epoch);
         // A last batch of one sample has no variance, which batch normalisation needs.
-        for samples in order.chunks(training.batch.max(2)).filter(|samples| samples.len() > 1) {
+        let batches: Vec<&[u32]> =
+            order.chunks(training.batch.max(2)).filter(|samples| samples.len() > 1).collect();
+        let mut progress = Progress::new(format!("{name}, epoch {}", epoch + 1), order.len());
+        let mut done = 0;
+        for (place, samples) in (1..).zip(&batches) {
             step += 1;
-            let batch = material.columns.batch(samples, model.arm(), material.neighbours)?;
-            let logits = model.logits(&batch, &mut Phase::Training(Masks::new(seed, step)))?;
-            let loss = cross_entropy(&logits, &batch.label)?;
-            adam.step(&model.variables, &loss.backward()?)?;
-            sum += f64::from(loss.to_scalar::<f32>()?) * samples.len() as f64;
+            sum.add(take_step(model, material, samples, &mut adam, (seed, step))?, samples.len());
             done += samples.len();
-            progress.at(done, &format!("loss {:.4}", sum / done as f64));
+            let checks = |place: usize| place * training.checks.max(1) / batches.len();
+            if checks(place) == checks(place - 1) {
+                progress.at(done, &format!("loss {:.4}", sum.mean()));
+                continue;
+            }
+            let check = Check {
+                step,
+                epoch: epoch as f64 + place as f64 / batches.len() as f64,
+                loss: std::mem::take(&mut sum).mean(),
+                ..validate(model, material)?
+            };
+            if !check.loss.is_finite() {
+                return Err(ModelError::Diverged { step });
+            }
+            progress.at(done, &format!("validation AUC {:.4}", check.auc));
+            waited += 1;
+            if kept.as_ref().is_none_or(|(auc, _)| check.auc > *auc) {
+                kept = Some((check.auc, model.variables.snapshot()?));
+                curve.best = step;
+                waited = 0;
+            }
+            curve.checks.push(check);
+            if waited >= training.patience {
+                break 'all;
+            }
         }
-        let loss = sum / done as f64;
-        if !loss.is_finite() {
-            return Err(ModelError::Diverged { epoch });
-        }
-        let figures = validate(model, material, epoch, loss)?;
-        let seconds = began.elapsed().as_secs_f64();
-        progress.finish(&format!(
-            "loss {loss:.4}, validation AUC {:.4}, LogLoss {:.4}; {:.0} samples/s",
-            figures.auc,
-            figures.log_loss,
-            done as f64 / seconds
-        ));
-        if kept.as_ref().is_none_or(|(auc, _)| figures.auc > *auc) {
-            kept = Some((figures.auc, model.variables.snapshot()?));
-            curve.best = epoch;
-        }
-        curve.epochs.push(figures);
-        if epoch >= curve.best + training.patience {
-            break;
-        }
+        let speed = done as f64 / began.elapsed().as_secs_f64();
+        let last = curve.checks.last().map_or(String::new(), |check| {
+            format!("loss {:.4}, validation AUC {:.4}, ", check.loss, check.auc)
+        });
+        progress.finish(&format!("{last}{speed:.0} samples/s"));
     }
-    if let Some((_, weights)) = kept {
+    if let Some((auc, weights)) = kept {
         model.variables.restore(&weights)?;
+        eprintln!("{name}: {} steps, best validation AUC {auc:.4} after {}", step, curve.best);
     }
     Ok(curve)
 }
 
-/// The figures of the validation part.
-fn validate(model: &Model, material: &Material<'_>, epoch: usize, loss: f64) -> Result<Epoch, ModelError> {
+/// The training samples in the order of an epoch.
+fn order(columns: &Columns, seed: u64, epoch: usize) -> Vec<u32> {
+    let mut order: Vec<u32> = columns.range(Part::Train).map(|sample| sample as u32).collect();
+    Draws::stream(seed, epoch as u64).shuffle(&mut order);
+    order
+}
+
+/// One step of the optimiser; gives the mean loss of its samples.
+fn take_step(
+    model: &Model,
+    material: &Material<'_>,
+    samples: &[u32],
+    adam: &mut Adam,
+    (seed, step): (u64, u64),
+) -> Result<f64, ModelError> {
+    let batch = material.columns.batch(samples, model.arm(), material.neighbours)?;
+    let logits = model.logits(&batch, &mut Phase::Training(Masks::new(seed, step)))?;
+    let loss = cross_entropy(&logits, &batch.label)?;
+    adam.step(&model.variables, &loss.backward()?)?;
+    Ok(f64::from(loss.to_scalar::<f32>()?))
+}
+
+/// A mean over samples.
+#[derive(Default)]
+struct Sum {
+    sum: f64,
+    samples: usize,
+}
+
+impl Sum {
+    fn add(&mut self, mean: f64, samples: usize) {
+        self.sum += mean * samples as f64;
+        self.samples += samples;
+    }
+
+    fn mean(&self) -> f64 {
+        self.sum / self.samples as f64
+    }
+}
+
+/// The figures of the validation part; what isn't of it is zeros.
+fn validate(model: &Model, material: &Material<'_>) -> Result<Check, ModelError> {
     let scores = widened(&predict(model, material, Part::Valid)?);
     let (users, labels) = (material.valid_users, material.valid_labels);
     let metric = |metric| move |why| ModelError::Metric { metric, why };
-    Ok(Epoch {
-        epoch,
-        loss,
+    Ok(Check {
+        step: 0,
+        epoch: 0.0,
+        loss: 0.0,
         auc: auc(labels, &scores).map_err(metric("AUC"))?,
         gauc: gauc(users, labels, &scores).ok().map(|gauc| gauc.value),
         log_loss: log_loss(labels, &scores).map_err(metric("LogLoss"))?,

@@ -13,6 +13,7 @@ use ictflow_operators::ranking::backbones::{Backbone, Inputs, Kind, Settings};
 use ictflow_operators::ranking::ids::Tables;
 use ictflow_operators::ranking::layers::{Maker, Phase, Projection};
 use ictflow_operators::ranking::variables::{Role, Variables};
+use serde::Serialize;
 
 /// Why a model can't be made or run.
 #[derive(Debug, thiserror::Error)]
@@ -27,10 +28,10 @@ pub enum ModelError {
     #[error("the tensors of a batch don't fit: {0} (hint: this is a defect, please report it)")]
     Tensor(#[from] candle_core::Error),
     /// The loss left the numbers.
-    #[error("the loss of epoch {epoch} isn't finite: the training diverged, lower --learning-rate")]
+    #[error("the loss isn't finite after {step} steps: the training diverged, lower --learning-rate")]
     Diverged {
-        /// Which epoch, from 1.
-        epoch: usize,
+        /// Steps that were taken.
+        step: u64,
     },
     /// A metric has no value.
     #[error("validation has no {metric}: {why}")]
@@ -52,11 +53,41 @@ pub struct Model {
     backbone: Box<dyn Backbone>,
     text: Option<Projection>,
     module: Option<Module>,
+    scalar_scale: f64,
 }
 
-/// The backbone's sizes for an arm: the paper's, with the arm's inputs.
-pub fn settings(arm: &Arm) -> Settings {
-    Settings { text: arm.text, scalars: arm.scalars(), vector: arm.attention, ..Settings::default() }
+/// The sizes of a ranker that are free. All else is the paper's.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Sizes {
+    /// d: the width of tables, vector and projected texts.
+    pub width: usize,
+    /// Hidden widths of the deep net.
+    pub hidden: Vec<usize>,
+    /// The share of values that dropout takes before each of them.
+    pub dropout: f64,
+    /// The deviation that the tables' first values are scaled to; `None` leaves the backbone's own rule.
+    pub deviation: Option<f64>,
+    /// What scalars are multiplied by: they are small, and weight decay holds small inputs down.
+    pub scalar_scale: f64,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Sizes { width: 32, hidden: vec![64, 32], dropout: 0.0, deviation: Some(0.05), scalar_scale: 4.0 }
+    }
+}
+
+/// The backbone's settings for an arm.
+pub fn settings(arm: &Arm, sizes: &Sizes) -> Settings {
+    Settings {
+        d: sizes.width,
+        hidden: sizes.hidden.clone(),
+        dropout: sizes.dropout,
+        text: arm.text,
+        scalars: arm.scalars(),
+        vector: arm.attention,
+        ..Settings::default()
+    }
 }
 
 impl Model {
@@ -64,10 +95,19 @@ impl Model {
     ///
     /// # Errors
     /// Where sizes are out of range.
-    pub fn new(kind: Kind, arm: Arm, columns: &Columns, seed: u64) -> Result<Self, ModelError> {
-        let settings = settings(&arm);
+    pub fn new(
+        kind: Kind,
+        arm: Arm,
+        sizes: &Sizes,
+        columns: &Columns,
+        seed: u64,
+    ) -> Result<Self, ModelError> {
+        let settings = settings(&arm, sizes);
         let mut variables = Variables::new(seed);
         let tables = columns.rows.create(settings.d, kind.init(), &mut variables)?;
+        if let Some(deviation) = sizes.deviation {
+            rescale(&variables, deviation)?;
+        }
         let text = match arm.text {
             true => {
                 let maker = &mut Maker { variables: &mut variables, init: kind.init() };
@@ -80,7 +120,7 @@ impl Model {
             false => None,
         };
         let backbone = kind.build(&settings, &mut variables)?;
-        Ok(Model { variables, arm, tables, backbone, text, module })
+        Ok(Model { variables, arm, tables, backbone, text, module, scalar_scale: sizes.scalar_scale })
     }
 
     /// The logits [B] of a batch of the model's arm.
@@ -103,7 +143,7 @@ impl Model {
             ids: batch.ids.clone(),
             tables: self.tables.clone(),
             text,
-            scalars: batch.scalars.clone(),
+            scalars: batch.scalars.as_ref().map(|s| s.affine(self.scalar_scale, 0.0)).transpose()?,
             vector,
         };
         Ok(self.backbone.logits(&inputs, phase)?)
@@ -113,6 +153,18 @@ impl Model {
     pub fn arm(&self) -> &Arm {
         &self.arm
     }
+}
+
+/// Scales every table that was just drawn to a deviation.
+fn rescale(variables: &Variables, deviation: f64) -> Result<(), ModelError> {
+    for table in variables.iter().filter(|variable| variable.role == Role::Table) {
+        let squares = f64::from(table.var.sqr()?.sum_all()?.to_scalar::<f32>()?);
+        let (rows, width) = table.var.dims2()?;
+        // Row 0 is zeros, and no part of what was drawn.
+        let drawn = (squares / ((rows - 1) * width) as f64).sqrt();
+        table.var.set(&table.var.affine(deviation / drawn, 0.0)?)?;
+    }
+    Ok(())
 }
 
 /// The module of the attention vector. Its own tables are left out: the ranker's are read.

@@ -196,7 +196,7 @@ fn texts(prepared: &Prepared) -> Result<Texts> {
 }
 
 /// The mean of the text vectors over the items that training samples are on; zeros where there is none.
-pub fn centre(prepared: &Prepared) -> Vec<i16> {
+pub fn centre(prepared: &Prepared) -> Quantised {
     let trained: HashSet<u32> = prepared.split.train.iter().map(|sample| sample.item).collect();
     let vectors = (0..).zip(&prepared.texts).filter(|(item, _)| trained.contains(item));
     VectorSum::over(vectors.filter_map(|(_, vector)| vector.as_deref())).mean(prepared.text_width)
