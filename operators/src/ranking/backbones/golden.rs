@@ -275,23 +275,25 @@ fn forward_gradients_and_steps_match_pytorch() {
     }
 }
 
-/// Central differences in f32: along a random direction of unit length in each leaf, with a step of 2^-8. The
-/// truncation is of the order of the step's square, the rounding of 1e-7 / 2^-8: 3e-4 + 1% of the slope holds
-/// both, and an error of a factor or a sign would be far beyond it.
+/// Central differences in f32: along random directions of unit length in each leaf, with a step of 2^-8. Rounding
+/// costs about 1e-7 / 2^-8 and truncation the step's square, so 1e-4 + 0.5% of the slope holds both; an error of a
+/// factor or a sign would be far beyond. Where a ReLU turns within a step the difference is of two slopes and
+/// says nothing: the weights are of a set in which none does, even within two steps.
 #[test]
 fn gradients_match_finite_differences() {
     const STEP: f64 = 1.0 / 256.0;
+    const WEIGHTS: usize = 69;
     let golden = golden();
     for kind in Kind::ALL {
         let world = World::new(&golden, kind, true, 0.2);
-        world.weigh(50);
+        world.weigh(WEIGHTS);
         let phase = || Phase::Training(Masks::new(3, 1));
         let (_, gradients) = world.step(&mut phase());
         for (name, var, absent) in world.leaves() {
             let base = values(&var).unwrap();
             let slopes = gradient(&gradients, &var, absent);
-            for try_ in 0..3 {
-                let mut stream = Stream::new(try_, &name);
+            for attempt in 0..3 {
+                let mut stream = Stream::new(attempt, &name);
                 let mut direction: Vec<f64> = base.iter().map(|_| stream.normal()).collect();
                 direction[..absent].fill(0.0);
                 let length = direction.iter().map(|x| x * x).sum::<f64>().sqrt();
@@ -308,7 +310,7 @@ fn gradients_match_finite_differences() {
                 let slope: f64 = slopes.iter().zip(&direction).map(|(g, v)| f64::from(*g) * v / length).sum();
                 let off = (difference - slope).abs();
                 assert!(
-                    off < 3e-4 + 0.01 * slope.abs(),
+                    off < 1e-4 + 0.005 * slope.abs(),
                     "{} {name}: {difference} is not {slope}",
                     kind.name()
                 );
