@@ -21,8 +21,7 @@ use std::path::PathBuf;
 
 /// Options of `evaluate`.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Arms, each with what a ranker is given:\n  \
+#[command(after_help = "Arms, each with what a ranker is given:\n  \
         ids              user, item, creator, categories and history, as ids\n  \
         text             ids, and the text vectors of item and history\n  \
         strong           text, and the user's own like-rate and count of labels: the fair baseline\n  \
@@ -34,8 +33,7 @@ use std::path::PathBuf;
         Every neighbour's label was known strictly before the sample; a leak ends the command in an error.\n\
         Weights are chosen by the validation part; the test part is scored once a cell, at its end.\n\
         A finished cell (backbone, arm, seed) is read back from --out, so the same command goes on after a kill.\n\
-        --out gets table.txt, table.json, table.csv, segments.csv, and in curves/ the epochs of each training."
-)]
+        --out gets table.txt, table.json, table.csv, segments.csv, and in curves/ the epochs of each training.")]
 pub(super) struct Arguments {
     /// The folder of the data set: RecBole's atomic files NAME.inter and, for texts, NAME.item.
     #[arg(long)]
@@ -266,9 +264,10 @@ fn columns(arguments: &Arguments) -> Result<Columns> {
         description: given.description.clone(),
         ..Columns::default()
     };
-    let none = [&given.title, &given.year, &given.creator, &given.categories, &given.tags, &given.description]
-        .iter()
-        .all(|column| column.is_none());
+    let none =
+        [&given.title, &given.year, &given.creator, &given.categories, &given.tags, &given.description]
+            .iter()
+            .all(|column| column.is_none());
     if none {
         let usual = movielens::columns();
         let taken =

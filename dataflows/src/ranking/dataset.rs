@@ -187,11 +187,7 @@ impl Prepared {
 }
 
 /// The vectors of all items with a text, by item number, and their width.
-fn vectors(
-    data: &Dataset,
-    encoder: &mut dyn Embed,
-    cache: &Path,
-) -> Result<(Vec<Option<Quantised>>, usize)> {
+fn vectors(data: &Dataset, encoder: &mut dyn Embed, cache: &Path) -> Result<(Vec<Option<Quantised>>, usize)> {
     let catalog = data.catalog();
     let items = 0..data.items().len() as u32;
     let digests: Vec<Option<Digest>> = items

@@ -231,7 +231,8 @@ mod tests {
     #[test]
     fn texts_are_embedded_once_over_runs_and_torn_ends() {
         let folder = tempfile::tempdir().unwrap();
-        let names: Vec<String> = (0..100).map(|n| format!("text {n}")).chain(["refused".to_owned()]).collect();
+        let names: Vec<String> =
+            (0..100).map(|n| format!("text {n}")).chain(["refused".to_owned()]).collect();
         let texts: Vec<(Digest, &str)> =
             names.iter().map(|text| (text_digest(text), text.as_str())).collect();
         let run = |wanted: usize| {

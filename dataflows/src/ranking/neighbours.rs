@@ -95,7 +95,10 @@ pub fn checked(row: Row, label_delay_ms: i64) -> Result<Row> {
         None => Ok(row),
         Some(leak) => {
             let at = format!("{} of user {}", row.example.event_id, row.example.user);
-            Err(failed(format!("replay neighbours of example {at}"), format!("{leak}: figures would be false")))
+            Err(failed(
+                format!("replay neighbours of example {at}"),
+                format!("{leak}: figures would be false"),
+            ))
         }
     }
 }
@@ -111,10 +114,13 @@ impl Neighbours {
         let count = asked.len();
         asked.extend(others(prepared));
         let texts = texts(prepared)?;
-        let examples =
-            asked.iter().map(|sample| LabelledExample::of(&example(data, histories, *sample))).collect::<Vec<_>>();
+        let examples = asked
+            .iter()
+            .map(|sample| LabelledExample::of(&example(data, histories, *sample)))
+            .collect::<Vec<_>>();
         let delay = options.label_delay_ms;
-        let replay = Replay::new(examples, &texts, options).map_err(|error| failed("replay neighbours", error))?;
+        let replay =
+            Replay::new(examples, &texts, options).map_err(|error| failed("replay neighbours", error))?;
         let mut neighbours = Neighbours::with_room(count);
         let mut progress = Progress::new("replaying neighbours", asked.len());
         for (done, row) in replay.enumerate() {

@@ -401,7 +401,8 @@ impl NearestColumns {
         let device = &Device::Cpu;
         let present = || there.iter().map(|there| *there > 0.0);
         let numbers = |values: &[u32], number: &dyn Fn(u32) -> u32| {
-            let rows = values.iter().zip(present()).map(|(value, there)| if there { number(*value) } else { 0 });
+            let rows =
+                values.iter().zip(present()).map(|(value, there)| if there { number(*value) } else { 0 });
             Tensor::from_vec(rows.collect::<Vec<u32>>(), shape, device)
         };
         Ok(NearestColumns {

@@ -66,7 +66,8 @@ fn a_folder_is_evaluated_and_a_second_start_trains_nothing() {
     let folder = folder(&ratings());
     let (code, out, err) = evaluate(folder.path(), &quick("ids,strong,votes,attention"));
     assert_eq!(code, Some(0), "{err}");
-    for part in ["480 training, 60 validation, 60 test samples", "deepfm", "attention", "AUC gained", "new items"]
+    for part in
+        ["480 training, 60 validation, 60 test samples", "deepfm", "attention", "AUC gained", "new items"]
     {
         assert!(out.contains(part), "{part:?} isn't in {out}");
     }
@@ -97,7 +98,10 @@ fn what_is_malformed_reaches_the_user_with_a_hint() {
         let (code, _, err) = evaluate(folder.path(), &quick("ids"));
         let last = err.lines().last().unwrap_or_default();
         assert_eq!(code, Some(1), "{what}: {err}");
-        assert!(last.starts_with("ictflow: ") && last.ends_with(')') && !err.contains("panicked"), "{what}: {err}");
+        assert!(
+            last.starts_with("ictflow: ") && last.ends_with(')') && !err.contains("panicked"),
+            "{what}: {err}"
+        );
         for part in parts {
             assert!(last.contains(part), "{what}: {part:?} isn't in {last:?}");
         }
