@@ -36,7 +36,7 @@ impl Maker<'_> {
         self.variables.create(name, shape, Role::Weight, fill)
     }
 
-    /// A bias [outputs].
+    /// A bias `[outputs]`.
     ///
     /// # Errors
     /// Where the name is taken.
@@ -141,7 +141,7 @@ impl Linear {
         &self.weight
     }
 
-    /// b [outputs], where there is one.
+    /// b `[outputs]`, where there is one.
     #[must_use]
     pub fn bias(&self) -> Option<&Tensor> {
         self.bias.as_ref()

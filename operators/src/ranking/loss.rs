@@ -3,7 +3,7 @@
 use super::RankingError;
 use candle_core::Tensor;
 
-/// The mean binary cross-entropy of logits z [B] and labels y [B], f32 0 or 1: a scalar,
+/// The mean binary cross-entropy of logits z `[B]` and labels y `[B]`, f32 0 or 1: a scalar,
 /// mean(max(z, 0) − z y + ln(1 + e^−|z|)).
 ///
 /// This form is finite for every finite logit; the logarithm of a sigmoid isn't.

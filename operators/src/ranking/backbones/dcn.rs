@@ -13,7 +13,7 @@ pub(super) struct Dcn {
     settings: Settings,
     /// `backbone.vector`.
     vector: Option<Linear>,
-    /// `backbone.cross.L.weight` [1, width] and `.bias` [width].
+    /// `backbone.cross.L.weight` [1, width] and `.bias`, `[width]`.
     cross: Vec<(Linear, Tensor)>,
     deep: Mlp,
     /// `backbone.out`.

@@ -32,7 +32,7 @@ struct Cross {
     c: Tensor,
     /// `u.weight` [width, E r]: the columns of U_e, expert by expert.
     u: Tensor,
-    /// `bias` [width].
+    /// `bias`, `[width]`.
     bias: Tensor,
     /// `gate` [E, width], with a bias.
     gate: Linear,

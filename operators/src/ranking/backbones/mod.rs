@@ -66,7 +66,7 @@ pub trait Backbone: std::fmt::Debug + Send + Sync {
     /// Which backbone this is.
     fn kind(&self) -> Kind;
 
-    /// The logits [B] of a positive label.
+    /// The logits `[B]` of a positive label.
     ///
     /// # Errors
     /// [`RankingError::Input`] where the batch hasn't the inputs that the settings name,
