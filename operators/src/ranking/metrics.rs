@@ -1,6 +1,6 @@
 //! Metrics of a ranker: AUC, GAUC, LogLoss, RelaImpr.
 //!
-//! Rows are given as parallel lists: a label (`true` = 1), a score, for GAUC a user. No metric depends
+//! Rows are given as parallel lists: a label (`true` = 1), a score, for GAUC a user; fewer than 2^32 of them. No metric depends
 //! on the order of the rows, but for the last bits of LogLoss's sum.
 //!
 //! * **AUC** = Σ over (positive, negative) of \[s⁺ > s⁻\] + ½ \[s⁺ = s⁻\], over their number: the area

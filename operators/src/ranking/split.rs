@@ -8,8 +8,8 @@
 //!
 //! **[`new_items`]**: by time, with items *hidden until* a period. A drawn share of the items is hidden
 //! until the test begins, another until validation begins. A hidden item's rows before that time don't
-//! exist: they train nothing, stand in no history, ring or sketch. Beside the hidden ones an item is new
-//! in a period if no row names it before. Validation then holds its period's rows on items that are
+//! exist: they train nothing, stand in no history, ring or sketch. An item is new in a period if no row
+//! that exists names it before: the hidden ones are, and those that came with the period. Validation then holds its period's rows on items that are
 //! new there and not hidden for the test, the test those on items that are new there; all other rows of
 //! the two periods are no samples, but they happened: histories and rings see them. So at a period's
 //! begin the rings of new items are empty and fill as it goes on; how full one is at a sample is
