@@ -14,7 +14,7 @@ import struct
 
 from blake3 import blake3
 
-RING, SELECTED, PERIOD, DELAY = 6, 4, 1_000, 250
+RING, SELECTED, PERIOD, DELAY, CENTRE = 6, 4, 1_000, 250, 448
 WIDTH = 1_024
 
 
@@ -76,18 +76,26 @@ def world():
     for e in examples:
         positive, negative = e["history"].count("positive"), e["history"].count("negative")
         e["label"] = int(e["verdict"] == "positive")
-        e["residual"] = 1024 * e["label"] - 1024 * (positive + 1) // (positive + negative + 2)
+        e["rate"] = 1024 * (positive + 1) // (positive + negative + 2)
     return vectors, centre, examples
+
+
+def effective_of(examples, side, id, until):
+    return [e for e in examples if e[side] == id and e["label_time"] < until]
 
 
 def sketch(examples, side, id, until):
     other = {"user": "item", "item": "user"}[side]
-    total, any_of_it = [0] * WIDTH, False
-    for e in examples:
-        if e[side] == id and e["label_time"] < until:
-            any_of_it = True
-            total = [t + e["residual"] * s for t, s in zip(total, signs(other, e[other]))]
-    return total if any_of_it else None
+    total = [0] * WIDTH
+    for e in effective_of(examples, side, id, until):
+        residual = 1024 * e["label"] - CENTRE
+        total = [t + residual * s for t, s in zip(total, signs(other, e[other]))]
+    return total
+
+
+def rate(examples, side, id, until):
+    labels = [e["label"] for e in effective_of(examples, side, id, until)]
+    return 1024 * (sum(labels) + 1) // (len(labels) + 2)
 
 
 def newer(e):
@@ -102,25 +110,22 @@ def quotient(a, b):
     return f32(a / b) if b else 0.0
 
 
-def selection(scored):
-    best = sorted(scored, key=lambda s: (s[0], newer(s[1])))[-SELECTED:]
-    n = len(best)
-    sums = [n, 0, 0, 0, 0, 0]
-    for score, e in best:
-        w = min(max(2**14 + score // 2**14, 0), 2**15)
-        w = w * w >> 15
-        w = w * w >> 15
-        for place, more in enumerate([e["label"], e["residual"], w, w * e["label"], w * e["residual"]]):
-            sums[place + 1] += more
-    _, y, r, w, wy, wr = sums
-    numbers = [
-        float(n),
-        quotient(2 * y - n, 2 * n),
-        quotient(r, 1024 * n),
-        quotient(2 * wy - w, 2 * w),
-        quotient(wr, 1024 * w),
-    ]
-    return {"neighbours": [[e["event_id"], score] for score, e in best], "votes": sums, "numbers": numbers}
+def best(scored):
+    return sorted(scored, key=lambda s: (s[0], newer(s[1])))[-SELECTED:]
+
+
+def weight(score):
+    x = min(max(2**14 + score // 2**14, 0), 2**15)
+    x = x * x >> 15
+    x = x * x >> 15
+    return x * x
+
+
+def votes(selected):
+    """m, the sums of y, w and w (2y - 1)."""
+    weights = [weight(score) for score, _ in selected]
+    labels = [e["label"] for _, e in selected]
+    return [len(selected), sum(labels), sum(weights), sum(w * (2 * y - 1) for w, y in zip(weights, labels))]
 
 
 def main():
@@ -131,41 +136,59 @@ def main():
         t = q["event_time"]
         until = t // PERIOD * PERIOD - DELAY
         known = sorted((e for e in examples if e["label_time"] + DELAY < t), key=newer)
-        units = {}
 
-        def effective(side, id):
-            if (side, id) not in units:
-                total = sketch(examples, side, id, until)
-                units[side, id] = unit(total) if total else None
-            return units[side, id]
+        def cosine(side, a, b):
+            return dot(*(unit(sketch(examples, side, id, until)) for id in (a, b)))
 
-        def cosine(a, b):
-            return dot(a, b) if a and b else 0
+        def text_cosine(a, b):
+            return dot(texts[a], texts[b]) if a in texts and b in texts else 0
 
         of_item = [e for e in known if e["item"] == q["item"]][-RING:]
+        of_item = [e for e in of_item if e["user"] != q["user"]]
         of_user = [e for e in known if e["user"] == q["user"]][-RING:]
-        same_item = [
-            (cosine(effective("user", q["user"]), effective("user", e["user"])), e)
-            for e in of_item
-            if e["user"] != q["user"]
+        of_user = [e for e in of_user if e["item"] != q["item"]]
+        same_item = best([(cosine("user", q["user"], e["user"]), e) for e in of_item])
+        same_user = best(
+            [((2 * cosine("item", q["item"], e["item"]) + text_cosine(q["item"], e["item"])) // 2, e) for e in of_user]
+        )
+        n, p = len(of_item), sum(e["label"] for e in of_item)
+        item_votes = [n, p] + votes(same_item)
+        d = [1024 * e["label"] - rate(examples, "item", e["item"], until) for _, e in same_user]
+        user_votes = votes(same_user) + [sum(d), sum(weight(s[0]) * x for s, x in zip(same_user, d))]
+        _, _, ma, ya, wa, la = item_votes
+        mb, yb, wb, lb, db, wdb = user_votes
+        numbers = [
+            float(n),
+            quotient(2 * p - n, 2 * (n + 2)),
+            quotient(2 * ya - ma, 2 * ma),
+            quotient(la, 2 * wa),
+            float(mb),
+            quotient(2 * yb - mb, 2 * mb),
+            quotient(lb, 2 * wb),
+            quotient(db, 1024 * mb),
+            quotient(wdb, 1024 * wb),
         ]
-        same_user = []
-        for e in of_user:
-            if e["item"] != q["item"]:
-                sketches = cosine(effective("item", q["item"]), effective("item", e["item"]))
-                same_user.append(((2 * sketches + cosine(texts.get(q["item"]), texts.get(e["item"]))) // 2, e))
         rows.append(
-            {"event_id": q["event_id"], "same_item": selection(same_item), "same_user": selection(same_user)}
+            {
+                "event_id": q["event_id"],
+                "same_item": [[e["event_id"], score] for score, e in same_item],
+                "same_user": [[e["event_id"], score] for score, e in same_user],
+                "item_votes": item_votes,
+                "user_votes": user_votes,
+                "numbers": numbers,
+            }
         )
     sketches = []
     for side, id, until in [("user", "u1", 2_000), ("user", "u3", 9_000), ("item", "i0", 9_000), ("item", "Ünïcode", 0)]:
         total = sketch(examples, side, id, until)
-        sketches.append({"side": side, "id": id, "until": until, "sum": total, "unit": unit(total)})
+        at = {"side": side, "id": id, "until": until, "rate": rate(examples, side, id, until)}
+        sketches.append({**at, "sum": total, "unit": unit(total)})
     golden = {
         "signs": [[table, id, hashed(table, id).hex()] for table in ("user", "item") for id in ("u1", "Ünïcode", "")],
         "ring": RING,
         "selected": SELECTED,
         "sketch_period_ms": PERIOD,
+        "label_centre": CENTRE,
         "label_delay_ms": DELAY,
         "centre": centre,
         "vectors": vectors,

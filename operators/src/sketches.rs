@@ -1,7 +1,7 @@
 //! The effective sketches of users and items, for everyone who compares by them.
 //!
 //! **Computes**: of every user and item with an effective label the unit form of its sketch
-//! ([`crate::retrieval::sketch`]) at the event clock. A sketch stands still until the clock passes a
+//! ([`crate::retrieval::sketch`]) and the rate of its labels at the event clock. A sketch stands still until the clock passes a
 //! multiple of the sketch period: then all that changed since are emitted at once. A label that comes
 //! later than that is in at once, so that the result stays a function of the labels and the clock.
 //!
@@ -10,7 +10,7 @@
 //! **Memory**: that of the sketches, by owner; each stands on one worker.
 
 use crate::clock::Clock;
-use crate::retrieval::neighbours::boundary;
+use crate::retrieval::neighbours::{Neighbourhood, boundary};
 use crate::retrieval::sketch::{Side, Sketches};
 use crate::staged::{route, staged};
 use crate::{Changes, Epoch};
@@ -40,6 +40,8 @@ pub struct Effective {
     pub id: Id,
     /// The unit form.
     pub unit: Quantised,
+    /// The rate of its labels, in 1/1024. Only items' are read.
+    pub rate: i32,
 }
 
 /// The state of the operator.
@@ -48,16 +50,16 @@ pub struct EffectiveSketches {
     period: Millis,
     users: Sketches,
     items: Sketches,
-    emitted: HashMap<(Side, Id), Quantised>,
+    emitted: HashMap<(Side, Id), (Quantised, i32)>,
 }
 
 impl EffectiveSketches {
-    /// An empty state, for a sketch period in milliseconds.
-    pub fn new(period: Millis) -> Self {
+    /// An empty state.
+    pub fn new(neighbourhood: Neighbourhood) -> Self {
         EffectiveSketches {
-            period,
-            users: Sketches::new(Side::User),
-            items: Sketches::new(Side::Item),
+            period: neighbourhood.sketch_period_ms,
+            users: Sketches::new(Side::User, neighbourhood.label_centre),
+            items: Sketches::new(Side::Item, neighbourhood.label_centre),
             emitted: HashMap::new(),
         }
     }
@@ -87,28 +89,28 @@ impl EffectiveSketches {
         for (side, sketches, changed) in [(Side::User, &self.users, users), (Side::Item, &self.items, items)]
         {
             for id in changed {
-                let new = sketches.shared_unit(&id).cloned();
+                let new = sketches.shared_unit(&id).map(|unit| (unit.clone(), sketches.rate(&id)));
                 let old = match &new {
-                    Some(unit) => self.emitted.insert((side, id.clone()), unit.clone()),
+                    Some(new) => self.emitted.insert((side, id.clone()), new.clone()),
                     None => self.emitted.remove(&(side, id.clone())),
                 };
                 if old != new {
-                    let effective = |unit| Effective { side, id: id.clone(), unit };
-                    out.extend(old.map(|unit| (effective(unit), -1)));
-                    out.extend(new.map(|unit| (effective(unit), 1)));
+                    let effective = |(unit, rate)| Effective { side, id: id.clone(), unit, rate };
+                    out.extend(old.map(|old| (effective(old), -1)));
+                    out.extend(new.map(|new| (effective(new), 1)));
                 }
             }
         }
     }
 }
 
-/// The operator `sketches` for a sketch period in milliseconds.
+/// The operator `sketches`.
 pub fn sketches<'s>(
     labels: VecCollection<'s, Epoch, Arc<LabelledExample>, isize>,
     clock: VecCollection<'s, Epoch, (u64, Clock), isize>,
-    period: Millis,
+    neighbourhood: Neighbourhood,
 ) -> VecCollection<'s, Epoch, Effective, isize> {
-    let mut state = EffectiveSketches::new(period);
+    let mut state = EffectiveSketches::new(neighbourhood);
     let input = labels
         .flat_map(|label| [Input::Label(Side::User, label.clone()), Input::Label(Side::Item, label)])
         .concat(clock.map(|(worker, clock)| Input::Clock(worker, clock)));

@@ -1,8 +1,7 @@
 //! Neighbours: labelled examples as the sources `same_item` and `same_user` keep them, and their votes.
 //!
 //! Both sources ask what was said of *this* item by others, and by *this* user of others. They need no
-//! history and no text of an example, so a compact form travels: who, what, when, which label, and
-//! how far the label was from what this user mostly says.
+//! history and no text of an example, so a compact form travels: who, what, when, which label.
 
 use crate::example::{Example, Verdict};
 use crate::framing::Frame;
@@ -10,8 +9,11 @@ use crate::history::{Entry, Identity, Label};
 use crate::{Id, Millis};
 use serde::{Deserialize, Serialize};
 
-/// What stands for 1 in rates and residuals.
+/// What stands for 1 in rates, residuals and label centres.
 pub const RATE_ONE: i32 = 1_024;
+
+/// The label centre of a catalog of which nothing is known: one half.
+pub const LABEL_CENTRE: i32 = RATE_ONE / 2;
 
 /// The components of a sketch, and the bits of an id's signs.
 pub const SKETCH_WIDTH: usize = 1_024;
@@ -34,8 +36,9 @@ pub struct LabelledExample {
     pub item: Id,
     /// The label; an implicit negative is told from an explicit one.
     pub verdict: Verdict,
-    /// The label in units of 1/[`RATE_ONE`] less the user's [`rate`] at that time.
-    pub residual: i32,
+    /// How often the user said yes before, by the example's history: [`rate`]. Neither sketches nor votes
+    /// read it.
+    pub rate: i32,
     /// The user's partition, whose maximum says when the example is final.
     pub partition: u32,
 }
@@ -50,7 +53,7 @@ impl LabelledExample {
             event_id: example.identity.event_id.clone(),
             item: example.item.clone(),
             verdict: example.verdict,
-            residual: residual(example.verdict, rate(&example.history)),
+            rate: rate(&example.history),
             partition: example.partition,
         }
     }
@@ -66,18 +69,18 @@ impl LabelledExample {
     }
 }
 
-/// How often a user says yes, by the labels of a history: ⌊1024 (p + 1) / (p + n + 2)⌋ with p positive
-/// and n negative entries. One half where there is no label. Within 1..1023.
+/// How often a user says yes, by the labels of a history: [`rate_of`] its positive and negative entries.
 pub fn rate(history: &[Entry]) -> i32 {
     let count = |label| history.iter().filter(|entry| entry.label == label).count() as i64;
-    let (positive, negative) = (count(Label::Positive), count(Label::Negative));
-    // A fraction of RATE_ONE below one.
-    (i64::from(RATE_ONE) * (positive + 1) / (positive + negative + 2)) as i32
+    let positives = count(Label::Positive);
+    rate_of(positives, positives + count(Label::Negative))
 }
 
-/// The residual of a label: 1024 · label − rate.
-pub fn residual(verdict: Verdict, rate: i32) -> i32 {
-    RATE_ONE * verdict.value() - rate
+/// The rate of p positive ones among n labels: ⌊1024 (p + 1) / (n + 2)⌋. One half where there is no label;
+/// below 1024, and above 0 up to 1,022 labels.
+pub fn rate_of(positives: i64, labels: i64) -> i32 {
+    // A fraction of RATE_ONE below one.
+    (i64::from(RATE_ONE) * (positives + 1)).div_euclid((labels + 2).max(1)) as i32
 }
 
 /// The signs of an id in a table, `user` or `item`: bit 1 is +1, bit 0 is −1; byte 0 first, in a byte the
@@ -92,55 +95,82 @@ pub fn signs(table: &str, id: &str) -> [u8; SKETCH_WIDTH / 8] {
     bits
 }
 
-/// What the selected neighbours of one source say: exact sums over them, y the label, r the residual, w
-/// the weight by similarity.
+/// What others said of an item: exact sums, y the label, w the weight by similarity.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Votes {
-    /// How many neighbours there are.
-    pub count: i64,
-    /// Σ y.
+pub struct ItemVotes {
+    /// n: how many labels the item's ring has, the user's own left out.
+    pub ring: i64,
+    /// p: how many of them are positive.
+    pub ring_positives: i64,
+    /// m: how many neighbours were selected.
+    pub selected: i64,
+    /// Σ y over the selected.
     pub positives: i64,
-    /// Σ r.
-    pub residuals: i64,
     /// Σ w.
     pub weights: i64,
-    /// Σ w y.
-    pub weighted_positives: i64,
-    /// Σ w r.
-    pub weighted_residuals: i64,
+    /// Σ w (2y − 1).
+    pub weighted_labels: i64,
+}
+
+impl ItemVotes {
+    /// n; (2p − n) / 2(n + 2), the ring's rate less one half; (2Σy − m) / 2m, the mean label less one half;
+    /// Σw(2y − 1) / 2Σw, the weighted one. 0 where a divisor is.
+    pub fn numbers(&self) -> [f32; 4] {
+        [
+            self.ring as f32,
+            quotient(2 * self.ring_positives - self.ring, 2 * (self.ring + 2)),
+            quotient(2 * self.positives - self.selected, 2 * self.selected),
+            quotient(self.weighted_labels, 2 * self.weights),
+        ]
+    }
+}
+
+/// What a user said of other items: exact sums, y the label, w the weight by similarity, d the label less
+/// the item's rate, in units of 1/1024.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct UserVotes {
+    /// m: how many neighbours were selected.
+    pub selected: i64,
+    /// Σ y.
+    pub positives: i64,
+    /// Σ w.
+    pub weights: i64,
+    /// Σ w (2y − 1).
+    pub weighted_labels: i64,
+    /// Σ d.
+    pub deviations: i64,
+    /// Σ w d.
+    pub weighted_deviations: i64,
+}
+
+impl UserVotes {
+    /// m; (2Σy − m) / 2m, the mean label less one half; Σw(2y − 1) / 2Σw, the weighted one;
+    /// Σd / 1024m; Σwd / 1024Σw. 0 where a divisor is.
+    pub fn numbers(&self) -> [f32; 5] {
+        [
+            self.selected as f32,
+            quotient(2 * self.positives - self.selected, 2 * self.selected),
+            quotient(self.weighted_labels, 2 * self.weights),
+            quotient(self.deviations, i64::from(RATE_ONE) * self.selected),
+            quotient(self.weighted_deviations, i64::from(RATE_ONE) * self.weights),
+        ]
+    }
+}
+
+/// The votes of both sources.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Votes {
+    /// Of `same_item`.
+    pub same_item: ItemVotes,
+    /// Of `same_user`.
+    pub same_user: UserVotes,
 }
 
 impl Votes {
-    /// The mean label, less one half.
-    pub fn mean_label(&self) -> f32 {
-        quotient(2 * self.positives - self.count, 2 * self.count)
-    }
-
-    /// The mean residual, where 1 is a label.
-    pub fn mean_residual(&self) -> f32 {
-        quotient(self.residuals, i64::from(RATE_ONE) * self.count)
-    }
-
-    /// The weighted mean label, less one half.
-    pub fn weighted_label(&self) -> f32 {
-        quotient(2 * self.weighted_positives - self.weights, 2 * self.weights)
-    }
-
-    /// The weighted mean residual, where 1 is a label.
-    pub fn weighted_residual(&self) -> f32 {
-        quotient(self.weighted_residuals, i64::from(RATE_ONE) * self.weights)
-    }
-
-    /// The votes as numbers: count, mean label, mean residual, weighted label, weighted residual. All
-    /// zeros where there is no neighbour.
-    pub fn numbers(&self) -> [f32; 5] {
-        [
-            self.count as f32,
-            self.mean_label(),
-            self.mean_residual(),
-            self.weighted_label(),
-            self.weighted_residual(),
-        ]
+    /// The nine votes as numbers, those of `same_item` first. Counts come as they are.
+    pub fn numbers(&self) -> [f32; 9] {
+        let ([a, b, c, d], [e, f, g, h, i]) = (self.same_item.numbers(), self.same_user.numbers());
+        [a, b, c, d, e, f, g, h, i]
     }
 }
 
@@ -180,16 +210,15 @@ mod tests {
         ] {
             assert_eq!(rate(&history(labels)), expected, "{} labels", labels.len());
         }
-        assert_eq!(residual(Verdict::Positive, 682), 342);
-        assert_eq!(residual(Verdict::Negative, 682), -682);
-        assert_eq!(residual(Verdict::ImplicitNegative, 682), -682);
     }
 
     #[test]
     fn votes_of_nobody_and_of_the_weightless_are_zeros() {
-        assert_eq!(Votes::default().numbers(), [0.0; 5]);
-        let opposite = Votes { count: 2, positives: 2, residuals: 512, ..Votes::default() };
-        assert_eq!(opposite.numbers(), [2.0, 0.5, 0.25, 0.0, 0.0]);
+        assert_eq!(Votes::default().numbers(), [0.0; 9]);
+        let weightless = UserVotes { selected: 2, positives: 2, deviations: 1_024, ..UserVotes::default() };
+        assert_eq!(weightless.numbers(), [2.0, 0.5, 0.0, 0.5, 0.0]);
+        let unselected = ItemVotes { ring: 2, ring_positives: 2, ..ItemVotes::default() };
+        assert_eq!(unselected.numbers(), [2.0, 0.25, 0.0, 0.0]);
     }
 
     #[test]
@@ -201,7 +230,7 @@ mod tests {
             event_id: event_id.into(),
             item: item.into(),
             verdict: Verdict::Positive,
-            residual: 0,
+            rate: 512,
             partition: 0,
         };
         let ascending = [

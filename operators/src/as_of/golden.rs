@@ -14,6 +14,7 @@ struct Golden {
     ring: usize,
     selected: usize,
     sketch_period_ms: i64,
+    label_centre: i32,
     label_delay_ms: i64,
     centre: Vec<i16>,
     vectors: BTreeMap<String, Vec<i16>>,
@@ -31,21 +32,17 @@ struct GoldenExample {
     verdict: String,
     label_time: i64,
     history: Vec<String>,
-    residual: i32,
+    rate: i32,
 }
 
 #[derive(Deserialize)]
 struct GoldenRow {
     event_id: String,
-    same_item: GoldenSelection,
-    same_user: GoldenSelection,
-}
-
-#[derive(Deserialize)]
-struct GoldenSelection {
-    neighbours: Vec<(String, i64)>,
-    votes: [i64; 6],
-    numbers: [f32; 5],
+    same_item: Vec<(String, i64)>,
+    same_user: Vec<(String, i64)>,
+    item_votes: [i64; 6],
+    user_votes: [i64; 6],
+    numbers: [f32; 9],
 }
 
 #[derive(Deserialize)]
@@ -53,6 +50,7 @@ struct GoldenSketch {
     side: String,
     id: String,
     until: i64,
+    rate: i32,
     sum: Vec<i32>,
     unit: Vec<i16>,
 }
@@ -87,21 +85,34 @@ fn example(golden: &GoldenExample) -> Example {
     }
 }
 
-fn check(found: &Selection, golden: &GoldenSelection, at: &str) {
-    let neighbours: Vec<(String, i64)> =
-        found.neighbours.iter().map(|n| (n.example.event_id.to_string(), n.score)).collect();
-    assert_eq!(neighbours, golden.neighbours, "{at}");
-    let votes = found.votes;
+fn check(found: &Sources, golden: &GoldenRow) {
+    let at = &golden.event_id;
+    let named = |selected: &[Neighbour]| {
+        selected.iter().map(|n| (n.example.event_id.to_string(), n.score)).collect::<Vec<_>>()
+    };
+    assert_eq!(named(&found.same_item), golden.same_item, "{at}");
+    assert_eq!(named(&found.same_user), golden.same_user, "{at}");
+    let votes = found.votes.same_item;
     let sums = [
-        votes.count,
+        votes.ring,
+        votes.ring_positives,
+        votes.selected,
         votes.positives,
-        votes.residuals,
         votes.weights,
-        votes.weighted_positives,
-        votes.weighted_residuals,
+        votes.weighted_labels,
     ];
-    assert_eq!(sums, golden.votes, "{at}");
-    assert_eq!(votes.numbers().map(f32::to_bits), golden.numbers.map(f32::to_bits), "{at}");
+    assert_eq!(sums, golden.item_votes, "{at}");
+    let votes = found.votes.same_user;
+    let sums = [
+        votes.selected,
+        votes.positives,
+        votes.weights,
+        votes.weighted_labels,
+        votes.deviations,
+        votes.weighted_deviations,
+    ];
+    assert_eq!(sums, golden.user_votes, "{at}");
+    assert_eq!(found.votes.numbers().map(f32::to_bits), golden.numbers.map(f32::to_bits), "{at}");
 }
 
 #[test]
@@ -113,7 +124,7 @@ fn an_independent_program_agrees() {
     let examples: Vec<LabelledExample> =
         golden.examples.iter().map(|e| LabelledExample::of(&example(e))).collect();
     for (found, golden) in examples.iter().zip(&golden.examples) {
-        assert_eq!(found.residual, golden.residual, "{}", golden.event_id);
+        assert_eq!(found.rate, golden.rate, "{}", golden.event_id);
     }
     let vectors: HashMap<Id, Quantised> =
         golden.vectors.iter().map(|(item, v)| (item.as_str().into(), v.as_slice().into())).collect();
@@ -123,6 +134,7 @@ fn an_independent_program_agrees() {
             ring: golden.ring,
             selected: golden.selected,
             sketch_period_ms: golden.sketch_period_ms,
+            label_centre: golden.label_centre,
         },
         label_delay_ms: golden.label_delay_ms,
         ..Options::default()
@@ -131,14 +143,15 @@ fn an_independent_program_agrees() {
     assert_eq!(rows.len(), golden.rows.len());
     for (row, golden) in rows.iter().zip(&golden.rows) {
         assert_eq!(*row.example.event_id, *golden.event_id);
-        check(&row.same_item, &golden.same_item, &format!("{} by item", golden.event_id));
-        check(&row.same_user, &golden.same_user, &format!("{} by user", golden.event_id));
+        check(&row.sources, golden);
     }
     for sketch in &golden.sketches {
-        let mut found = Sketches::new(if sketch.side == "user" { Side::User } else { Side::Item });
+        let side = if sketch.side == "user" { Side::User } else { Side::Item };
+        let mut found = Sketches::new(side, golden.label_centre);
         let mut changed = BTreeSet::new();
         examples.iter().for_each(|example| found.change(example, 1, &mut changed));
         found.advance(sketch.until, &mut changed);
+        assert_eq!(found.rate(&sketch.id), sketch.rate, "{}", sketch.id);
         assert_eq!(found.sum(&sketch.id), Some(&*sketch.sum), "{}", sketch.id);
         assert_eq!(found.unit(&sketch.id), Some(&*sketch.unit), "{}", sketch.id);
     }

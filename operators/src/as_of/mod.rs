@@ -27,13 +27,14 @@ mod golden;
 #[cfg(test)]
 mod tests;
 
-use crate::retrieval::neighbours::{Neighbour, Neighbourhood, Selection, boundary};
+use crate::retrieval::neighbours::{Neighbour, Neighbourhood, Sources, boundary};
 use crate::retrieval::ring::Ring;
 use crate::retrieval::same_item::same_item;
 use crate::retrieval::same_user::{Item, same_user};
 use crate::retrieval::sketch::{Side, Sketches};
 use crate::retrieval::unit::centred;
-use ictflow_schemas::neighbour::LabelledExample;
+use crate::retrieval::votes::{item_votes, user_votes};
+use ictflow_schemas::neighbour::{LabelledExample, Votes};
 use ictflow_schemas::vector::Quantised;
 use ictflow_schemas::{Id, Millis};
 use std::collections::{BTreeSet, HashMap};
@@ -109,14 +110,14 @@ impl Texts {
 /// How neighbours are taken. The default is what a job serves.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// R, M and the sketch period.
+    /// R, M, the sketch period and the label centre.
     pub neighbourhood: Neighbourhood,
     /// How much later than at label_time a label is known, milliseconds.
     pub label_delay_ms: Millis,
     /// The newest instead of the most similar: every score is 0.
     pub most_recent: bool,
-    /// Labels with their residuals change places among the neighbours, by this seed; what is asked for
-    /// keeps its own. A control: whatever neighbours' labels bring must be lost.
+    /// Labels, each with its user's rate, change places among the neighbours, by this seed; what is asked
+    /// for keeps its own. A control: whatever neighbours' labels bring must be lost.
     pub permuted_labels: Option<u64>,
     /// An example is its own neighbour: a leak that an evaluation must notice.
     #[cfg(any(test, feature = "leaks"))]
@@ -155,10 +156,8 @@ pub struct Row {
     pub place: usize,
     /// The example, with its own label.
     pub example: Arc<LabelledExample>,
-    /// What others said of its item.
-    pub same_item: Selection,
-    /// What its user said of other items.
-    pub same_user: Selection,
+    /// What both sources say.
+    pub sources: Sources,
 }
 
 /// The replay: an iterator over [`Row`]s by (event_time, user, event_id).
@@ -196,6 +195,7 @@ impl<'t> Replay<'t> {
         if let Some(seed) = options.permuted_labels {
             permute(&mut labels, seed);
         }
+        let label_centre = options.neighbourhood.label_centre;
         Ok(Replay {
             texts,
             options,
@@ -203,8 +203,8 @@ impl<'t> Replay<'t> {
             labels: labels.into_iter().peekable(),
             of_users: HashMap::new(),
             of_items: HashMap::new(),
-            users: Sketches::new(Side::User),
-            items: Sketches::new(Side::Item),
+            users: Sketches::new(Side::User, label_centre),
+            items: Sketches::new(Side::Item, label_centre),
         })
     }
 
@@ -246,12 +246,19 @@ impl<'t> Replay<'t> {
         let of_user = seen(&self.of_users, &example.user, shown, ring);
         let mut by_item = same_item(&example.user, of_item, user, selected);
         let mut by_user = same_user(&example.item, of_user, item, selected);
-        if self.options.sees_itself() {
+        let itself = self.options.sees_itself().then_some(&example);
+        if let Some(example) = itself {
             let (user, item) = (user(&example.user), item(&example.item));
-            plant(&mut by_item, &example, crate::retrieval::same_item::score(user, user), selected);
-            plant(&mut by_user, &example, crate::retrieval::same_user::score(item, item), selected);
+            plant(&mut by_item, example, crate::retrieval::same_item::score(user, user), selected);
+            plant(&mut by_user, example, crate::retrieval::same_user::score(item, item), selected);
         }
-        Row { place, example, same_item: Selection::of(by_item), same_user: Selection::of(by_user) }
+        let others = of_item.iter().filter(|other| other.user != example.user).chain(itself);
+        let votes = Votes {
+            same_item: item_votes(others.map(|other| &**other), &by_item),
+            same_user: user_votes(&by_user, |item| self.items.rate(item)),
+        };
+        let sources = Sources { same_item: by_item, same_user: by_user, votes };
+        Row { place, example, sources }
     }
 }
 
@@ -304,18 +311,18 @@ fn check(queries: &[(Arc<LabelledExample>, usize)]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Lets labels, each with its residual, change places: Fisher and Yates's shuffle by SplitMix64. The
+/// Lets labels, each with its user's rate, change places: Fisher and Yates's shuffle by SplitMix64. The
 /// labels are in order, so the order in which they were given doesn't show.
 fn permute(labels: &mut [Arc<LabelledExample>], seed: u64) {
-    let mut said: Vec<_> = labels.iter().map(|label| (label.verdict, label.residual)).collect();
+    let mut said: Vec<_> = labels.iter().map(|label| (label.verdict, label.rate)).collect();
     let mut state = seed;
     for last in (1..said.len()).rev() {
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let number = u128::from(mix(state));
         said.swap(last, ((number * (last as u128 + 1)) >> 64) as usize);
     }
-    for (label, (verdict, residual)) in labels.iter_mut().zip(said) {
-        *label = Arc::new(LabelledExample { verdict, residual, ..(**label).clone() });
+    for (label, (verdict, rate)) in labels.iter_mut().zip(said) {
+        *label = Arc::new(LabelledExample { verdict, rate, ..(**label).clone() });
     }
 }
 
@@ -350,7 +357,7 @@ pub enum Leak {
 /// for the tests of the replay to show.
 pub fn leak(row: &Row, label_delay_ms: Millis) -> Option<Leak> {
     let example = &row.example;
-    let neighbours = row.same_item.neighbours.iter().chain(&row.same_user.neighbours);
+    let neighbours = row.sources.same_item.iter().chain(&row.sources.same_user);
     neighbours.map(|neighbour| &neighbour.example).find_map(|other| {
         if key(other) == key(example) {
             Some(Leak::Itself)

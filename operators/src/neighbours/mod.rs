@@ -28,19 +28,20 @@ mod tests;
 use crate::clock::{Clock, Wheel};
 use crate::examples::is_final;
 use crate::index::set;
-use crate::retrieval::neighbours::{Neighbourhood, SPARE, Selection};
+use crate::retrieval::neighbours::{Neighbourhood, SPARE, Sources};
 use crate::retrieval::ring::Ring;
 use crate::retrieval::same_item::same_item;
 use crate::retrieval::same_user::{self, same_user};
 use crate::retrieval::sketch::Side;
 use crate::retrieval::unit::centred;
+use crate::retrieval::votes::{item_votes, user_votes};
 use crate::sketches::Effective;
 use crate::staged::{route, staged};
 use crate::{Changes, Epoch};
 use differential_dataflow::VecCollection;
 use ictflow_schemas::catalog::Item;
 use ictflow_schemas::config::Semantics;
-use ictflow_schemas::neighbour::LabelledExample;
+use ictflow_schemas::neighbour::{LabelledExample, Votes, rate_of};
 use ictflow_schemas::vector::Quantised;
 use ictflow_schemas::{Id, Millis, NO_TIME};
 use serde::{Deserialize, Serialize};
@@ -62,15 +63,6 @@ pub enum Input {
     Item(u64, (Id, Item)),
     /// The epoch's clock, for the worker named.
     Clock(u64, Clock),
-}
-
-/// What the two sources say of a pair.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Sources {
-    /// What others said of the item.
-    pub same_item: Selection,
-    /// What the user said of other items.
-    pub same_user: Selection,
 }
 
 /// A pair that stands otherwise than before.
@@ -106,7 +98,7 @@ pub struct Neighbours {
     /// Rings with a label that isn't known yet.
     hidden: Wheel<(Side, Id)>,
     /// By side: of users, of items.
-    sketches: [HashMap<Id, Quantised>; 2],
+    sketches: [HashMap<Id, (Quantised, i32)>; 2],
     items: HashMap<Id, Item>,
     texts: HashMap<Id, Quantised>,
     /// By user and item, what was emitted.
@@ -151,9 +143,9 @@ impl Neighbours {
                     items.insert(id.clone());
                     set(&mut self.items, id, item, diff);
                 }
-                Input::Sketch(_, Effective { side, id, unit }) => {
+                Input::Sketch(_, Effective { side, id, unit, rate }) => {
                     touched.likeness.insert((side, id.clone()));
-                    set(&mut self.sketches[side as usize], id, unit, diff);
+                    set(&mut self.sketches[side as usize], id, (unit, rate), diff);
                 }
             }
         }
@@ -290,17 +282,22 @@ impl Neighbours {
 
     fn sources(&self, user: &Id, item: &Id) -> Sources {
         let selected = self.neighbourhood.selected;
-        let sketch = |side: Side, id: &str| self.sketches[side as usize].get(id).map(|unit| &**unit);
+        let sketch = |side: Side, id: &str| self.sketches[side as usize].get(id).map(|(unit, _)| &**unit);
         let known = |item: &str| same_user::Item {
             sketch: sketch(Side::Item, item),
             text: self.texts.get(item).map(|text| &**text),
         };
+        let rate =
+            |item: &str| self.sketches[Side::Item as usize].get(item).map_or(rate_of(0, 0), |known| known.1);
         let of_item = self.seen(Side::Item, item);
-        let of_user = self.seen(Side::User, user);
-        Sources {
-            same_item: Selection::of(same_item(user, of_item, |user| sketch(Side::User, user), selected)),
-            same_user: Selection::of(same_user(item, of_user, known, selected)),
-        }
+        let same_item = same_item(user, of_item, |user| sketch(Side::User, user), selected);
+        let same_user = same_user(item, self.seen(Side::User, user), known, selected);
+        let others = of_item.iter().filter(|other| other.user != *user);
+        let votes = Votes {
+            same_item: item_votes(others.map(|other| &**other), &same_item),
+            same_user: user_votes(&same_user, rate),
+        };
+        Sources { same_item, same_user, votes }
     }
 
     /// Computes a pair and emits it where it stands otherwise than before.

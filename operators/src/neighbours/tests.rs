@@ -44,7 +44,7 @@ const CENTRE: [i16; 3] = [5, -5, 0];
 
 impl World {
     fn new(seed: u64, sketch_period_ms: Millis) -> Self {
-        let neighbourhood = Neighbourhood { ring: 4, selected: 3, sketch_period_ms };
+        let neighbourhood = Neighbourhood { ring: 4, selected: 3, sketch_period_ms, label_centre: 400 };
         let semantics =
             Arc::new(Semantics { lateness_ms: 10, attribution_window_ms: 10, ..Semantics::default() });
         World {
@@ -55,7 +55,7 @@ impl World {
             pairs: BTreeSet::new(),
             items: BTreeMap::new(),
             neighbourhood,
-            effective: EffectiveSketches::new(sketch_period_ms),
+            effective: EffectiveSketches::new(neighbourhood),
             neighbours: Neighbours::new(semantics, neighbourhood, CENTRE.into()),
             seen: BTreeMap::new(),
         }
@@ -157,7 +157,7 @@ impl World {
             let examples = self.labels.iter().chain([&query]).map(|label| (**label).clone());
             let rows = Replay::new(examples, &texts, options.clone()).unwrap();
             let row = rows.into_iter().find(|row| row.example == query).unwrap();
-            Arc::new(Sources { same_item: row.same_item, same_user: row.same_user })
+            Arc::new(row.sources)
         };
         self.pairs.iter().map(|pair| (pair.clone(), sources(pair))).collect()
     }
@@ -166,16 +166,16 @@ impl World {
 #[test]
 fn the_view_is_what_training_sees_at_the_event_clock() {
     let mut neighbours = 0;
-    for seed in 1..=24 {
+    for seed in 1..=12 {
         let mut world = World::new(seed, [0, 1, 10, 25][seed as usize % 4]);
         for epoch in 0..60 {
             world.change();
             let replayed = world.replayed();
             assert_eq!(world.seen, replayed, "seed {seed}, epoch {epoch}");
-            neighbours += replayed.values().map(|s| s.same_item.votes.count).sum::<i64>();
+            neighbours += replayed.values().map(|s| s.same_item.len() as i64).sum::<i64>();
         }
     }
-    assert!(neighbours > 2_000, "only {neighbours} neighbours were compared");
+    assert!(neighbours > 1_000, "only {neighbours} neighbours were compared");
 }
 
 #[test]
@@ -201,7 +201,8 @@ fn a_label_touches_only_the_pairs_of_its_item_and_its_user() {
     world.now = 21;
     assert_eq!(world.epoch(&[], Changes::new()), 19);
     assert_eq!(world.epoch(&[], Changes::new()), 0);
-    // The sketches of three users and three items change with the period: their pairs, and those with one of them in the ring.
+    // The sketches of three users and three items change with the period: their pairs, and those with one
+    // of them in the ring.
     world.now = 1_000;
     assert_eq!(world.epoch(&[], Changes::new()), 36);
 }

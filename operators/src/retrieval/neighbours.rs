@@ -10,7 +10,7 @@
 //! total, so equal scores leave nothing open.
 
 use ictflow_schemas::Millis;
-use ictflow_schemas::neighbour::{LabelledExample, Votes};
+use ictflow_schemas::neighbour::{LABEL_CENTRE, LabelledExample, Votes};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -33,11 +33,9 @@ pub const UNIT_BITS: u32 = 14;
 /// their sum halved: see [`super::same_user`].
 pub const SKETCH_SHARE: i64 = 2;
 
-/// A weight of one vote in units: see [`super::votes`].
+/// A weight is squared in units of 2 to minus this power, its last time without a shift: see
+/// [`super::votes`].
 pub const WEIGHT_BITS: u32 = 15;
-
-/// How often a weight is squared.
-pub const WEIGHT_SQUARINGS: u32 = 2;
 
 /// The values that a job or a training may set; the rest are constants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,11 +46,18 @@ pub struct Neighbourhood {
     pub selected: usize,
     /// How long sketches stand still, milliseconds; 0 lets every label count at once.
     pub sketch_period_ms: Millis,
+    /// What a label is compared with in sketches, in 1/1024: the base rate where few labels are positive.
+    pub label_centre: i32,
 }
 
 impl Default for Neighbourhood {
     fn default() -> Self {
-        Neighbourhood { ring: RING, selected: SELECTED, sketch_period_ms: SKETCH_PERIOD_MS }
+        Neighbourhood {
+            ring: RING,
+            selected: SELECTED,
+            sketch_period_ms: SKETCH_PERIOD_MS,
+            label_centre: LABEL_CENTRE,
+        }
     }
 }
 
@@ -71,21 +76,15 @@ pub struct Neighbour {
     pub example: Arc<LabelledExample>,
 }
 
-/// What one source says of a pair.
+/// What both sources say of a pair.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Selection {
-    /// The selected, ascending, nearest last.
-    pub neighbours: Vec<Neighbour>,
-    /// Their votes.
+pub struct Sources {
+    /// What others said of the item: the selected, ascending, nearest last.
+    pub same_item: Vec<Neighbour>,
+    /// What the user said of other items, likewise.
+    pub same_user: Vec<Neighbour>,
+    /// What they vote.
     pub votes: Votes,
-}
-
-impl Selection {
-    /// The selection of neighbours that are in order.
-    pub fn of(neighbours: Vec<Neighbour>) -> Self {
-        let votes = super::votes::votes(&neighbours);
-        Selection { neighbours, votes }
-    }
 }
 
 /// The best `selected` of scored examples, ascending, nearest last. At most that many and whatever
@@ -125,7 +124,7 @@ pub(crate) mod tests {
             event_id: format!("e{id}").into(),
             item: item.into(),
             verdict,
-            residual: 1_024 * verdict.value() - (46 + (id * 977 % 930) as i32),
+            rate: 46 + (id * 977 % 930) as i32,
             partition: 0,
         })
     }

@@ -1,8 +1,9 @@
 //! Sketches: what a user likes, and who likes an item, as sums of signed hashes.
 //!
-//! **Computes**, over the accumulated labelled examples e with residual r: S_u = Σ over e of u of
-//! r · h(`item`, item of e), and S_i = Σ over e on i of r · h(`user`, user of e), with h the
-//! [`signs`] of an id. Sums are integers modulo 2^32, so they add and take back exactly, in any order.
+//! **Computes**, over the accumulated labelled examples e with r = 1024 · label − label centre:
+//! S_u = Σ over e of u of r · h(`item`, item of e), and S_i = Σ over e on i of r · h(`user`, user of e), with
+//! h the [`signs`] of an id; and of the same examples the [`rate_of`] their labels. Sums are integers
+//! modulo 2^32, so they add and take back exactly, in any order.
 //! *Effective* at a time are just the examples with label_time strictly before B, the
 //! [`super::neighbours::boundary`] of the time: users who said alike of the same items are near.
 //!
@@ -16,7 +17,7 @@
 //! was asked for; the examples not yet effective, which are those of one period.
 
 use super::unit::unit;
-use ictflow_schemas::neighbour::{LabelledExample, SKETCH_WIDTH, signs};
+use ictflow_schemas::neighbour::{LabelledExample, RATE_ONE, SKETCH_WIDTH, rate_of, signs};
 use ictflow_schemas::vector::Quantised;
 use ictflow_schemas::{Id, Millis, NO_TIME};
 use std::cell::OnceCell;
@@ -57,11 +58,25 @@ impl Side {
     }
 }
 
+/// Some labels: how many, and how many positive ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Labels {
+    count: i64,
+    positives: i64,
+}
+
+impl Labels {
+    fn add(&mut self, other: Labels) {
+        self.count += other.count;
+        self.positives += other.positives;
+    }
+}
+
 /// The sum of one owner.
 #[derive(Clone, Debug)]
 struct Sketch {
-    /// How many examples are in it: with the last one it goes.
-    count: i64,
+    /// What is in it: with the last example it goes.
+    labels: Labels,
     sum: Box<[i32]>,
     /// Its unit form, since it was last asked for.
     unit: OnceCell<Quantised>,
@@ -69,14 +84,17 @@ struct Sketch {
 
 impl Default for Sketch {
     fn default() -> Self {
-        Sketch { count: 0, sum: vec![0; SKETCH_WIDTH].into(), unit: OnceCell::new() }
+        Sketch { labels: Labels::default(), sum: vec![0; SKETCH_WIDTH].into(), unit: OnceCell::new() }
     }
 }
 
 impl Sketch {
-    fn add(&mut self, signs: &[u8; SKETCH_WIDTH / 8], residuals: i32, count: i64) {
+    fn add(&mut self, signs: &[u8; SKETCH_WIDTH / 8], labels: Labels, label_centre: i32) {
         self.unit.take();
-        self.count += count;
+        self.labels.add(labels);
+        // Modulo 2^32, as the sums are.
+        let residuals =
+            (i64::from(RATE_ONE) * labels.positives - i64::from(label_centre) * labels.count) as i32;
         for (sums, byte) in self.sum.chunks_exact_mut(8).zip(signs) {
             for (bit, sum) in sums.iter_mut().enumerate() {
                 // 0 where the sign is +1; all ones, and the complement is the negative, where it is −1.
@@ -91,32 +109,34 @@ impl Sketch {
 #[derive(Clone, Debug)]
 pub struct Sketches {
     side: Side,
+    label_centre: i32,
     /// B.
     boundary: Millis,
     effective: HashMap<Id, Sketch>,
-    /// By (label_time, owner, other) how many examples aren't effective yet, and their residuals.
-    pending: BTreeMap<(Millis, Id, Id), (i64, i32)>,
+    /// By (label_time, owner, other) the labels that aren't effective yet.
+    pending: BTreeMap<(Millis, Id, Id), Labels>,
 }
 
 impl Sketches {
-    /// No sketches, and nothing effective yet.
-    pub fn new(side: Side) -> Self {
-        Sketches { side, boundary: NO_TIME, effective: HashMap::new(), pending: BTreeMap::new() }
+    /// No sketches, and nothing effective yet. The label centre is in 1/1024.
+    pub fn new(side: Side, label_centre: i32) -> Self {
+        let (effective, pending) = (HashMap::new(), BTreeMap::new());
+        Sketches { side, label_centre, boundary: NO_TIME, effective, pending }
     }
 
     /// Takes an example in, or back where `diff` is negative. Notes the owner in `changed` where the
     /// effective sum may differ.
     pub fn change(&mut self, example: &LabelledExample, diff: isize, changed: &mut BTreeSet<Id>) {
         let (owner, other) = (self.side.owner(example), self.side.other(example));
-        let (count, residuals) = (diff as i64, example.residual.wrapping_mul(diff as i32));
+        let count = diff as i64;
+        let labels = Labels { count, positives: count * i64::from(example.label()) };
         if example.label_time < self.boundary {
-            self.apply(owner, other, (count, residuals));
+            self.apply(owner, other, labels);
             changed.insert(owner.clone());
             return;
         }
         let key = (example.label_time, owner.clone(), other.clone());
-        let pending = self.pending.entry(key).or_default();
-        *pending = (pending.0 + count, pending.1.wrapping_add(residuals));
+        self.pending.entry(key).or_default().add(labels);
     }
 
     /// Moves B on; it never goes back. Notes in `changed` the owners whose effective sum may differ.
@@ -125,21 +145,27 @@ impl Sketches {
         while let Some(entry) = self.pending.first_entry()
             && entry.key().0 < self.boundary
         {
-            let ((_, owner, other), change) = entry.remove_entry();
-            if change != (0, 0) {
-                self.apply(&owner, &other, change);
+            let ((_, owner, other), labels) = entry.remove_entry();
+            if labels != Labels::default() {
+                self.apply(&owner, &other, labels);
                 changed.insert(owner);
             }
         }
     }
 
-    fn apply(&mut self, owner: &Id, other: &Id, (count, residuals): (i64, i32)) {
+    fn apply(&mut self, owner: &Id, other: &Id, labels: Labels) {
         let sketch = self.effective.entry(owner.clone()).or_default();
-        sketch.add(&signs(self.side.other_table(), other), residuals, count);
+        sketch.add(&signs(self.side.other_table(), other), labels, self.label_centre);
         // Within one time a correction may be taken back before its first form has come.
-        if sketch.count == 0 && sketch.sum.iter().all(|sum| *sum == 0) {
+        if sketch.labels == Labels::default() && sketch.sum.iter().all(|sum| *sum == 0) {
             self.effective.remove(owner);
         }
+    }
+
+    /// The rate of the owner's effective labels, in 1/1024; one half where there is none.
+    pub fn rate(&self, owner: &str) -> i32 {
+        let labels = self.effective.get(owner).map(|sketch| sketch.labels).unwrap_or_default();
+        rate_of(labels.positives, labels.count)
     }
 
     /// The unit form of the effective sketch; `None` where there is no effective label.
@@ -169,22 +195,32 @@ mod tests {
     use super::*;
     use crate::retrieval::neighbours::boundary;
     use crate::retrieval::neighbours::tests::labelled;
+    use ictflow_schemas::example::Verdict;
     use proptest::prelude::*;
     use std::sync::Arc;
 
+    const CENTRE: i32 = 300;
+
     /// The effective sums by the formula, over the whole set.
-    fn naive(all: &BTreeSet<Arc<LabelledExample>>, side: Side, until: Millis) -> BTreeMap<Id, Vec<i64>> {
-        let mut sums: BTreeMap<Id, Vec<i64>> = BTreeMap::new();
+    fn naive(
+        all: &BTreeSet<Arc<LabelledExample>>,
+        side: Side,
+        until: Millis,
+    ) -> BTreeMap<Id, (Vec<i64>, i64, i64)> {
+        let mut sums: BTreeMap<Id, (Vec<i64>, i64, i64)> = BTreeMap::new();
         for example in all.iter().filter(|example| example.label_time < until) {
             let (owner, table, other) = match side {
                 Side::User => (&example.user, "item", &example.item),
                 Side::Item => (&example.item, "user", &example.user),
             };
             let bits = signs(table, other);
-            let sum = sums.entry(owner.clone()).or_insert_with(|| vec![0; SKETCH_WIDTH]);
+            let (sum, positives, count) =
+                sums.entry(owner.clone()).or_insert_with(|| (vec![0; SKETCH_WIDTH], 0, 0));
+            let label = i64::from(example.verdict == Verdict::Positive);
+            (*positives, *count) = (*positives + label, *count + 1);
             for (k, sum) in sum.iter_mut().enumerate() {
                 let plus = bits[k / 8] & (1 << (k % 8)) != 0;
-                *sum += i64::from(example.residual) * if plus { 1 } else { -1 };
+                *sum += (1_024 * label - i64::from(CENTRE)) * if plus { 1 } else { -1 };
             }
         }
         sums
@@ -235,7 +271,7 @@ mod tests {
             user_side in proptest::bool::ANY,
         ) {
             let side = if user_side { Side::User } else { Side::Item };
-            let (mut sketches, mut all, mut now) = (Sketches::new(side), BTreeSet::new(), -25);
+            let (mut sketches, mut all, mut now) = (Sketches::new(side, CENTRE), BTreeSet::new(), -25);
             let mut before = BTreeMap::new();
             for (id, step) in steps.into_iter().enumerate() {
                 let mut changed = BTreeSet::new();
@@ -253,8 +289,9 @@ mod tests {
                     }
                     Step::Correct(at, label_time, first) if !list.is_empty() => {
                         let old = at.get(&list);
-                        let residual = 1 - old.residual;
-                        let new = LabelledExample { label_time, residual, ..(**old).clone() };
+                        let verdict =
+                            if old.label() == 1 { Verdict::Negative } else { Verdict::Positive };
+                        let new = LabelledExample { label_time, verdict, ..(**old).clone() };
                         let changes: [(&LabelledExample, isize); 2] =
                             if first { [(&new, 1), (old, -1)] } else { [(old, -1), (&new, 1)] };
                         for (example, diff) in changes {
@@ -279,9 +316,12 @@ mod tests {
                 let until = sketches.boundary();
                 let after = naive(&all, side, until);
                 for owner in ["u0", "u1", "u2", "u3", "i0", "i1", "i2", "i3"] {
-                    let narrow = |sum: &Vec<i64>| -> Vec<i32> { sum.iter().map(|x| *x as i32).collect() };
+                    let narrow =
+                        |(sum, ..): &(Vec<i64>, i64, i64)| sum.iter().map(|x| *x as i32).collect::<Vec<i32>>();
                     let expected = after.get(owner).map(narrow);
                     prop_assert_eq!(sketches.sum(owner), expected.as_deref(), "{} at {}", owner, until);
+                    let (positives, count) = after.get(owner).map_or((0, 0), |(_, p, n)| (*p, *n));
+                    prop_assert_eq!(i64::from(sketches.rate(owner)), 1_024 * (positives + 1) / (count + 2));
                     // Whoever differs is named.
                     prop_assert!(before.get(owner) == after.get(owner) || changed.contains(owner));
                     let unit = expected.map(|sum| super::unit(&sum));
@@ -294,10 +334,10 @@ mod tests {
 
     #[test]
     fn sums_beyond_32_bits_come_back() {
-        let mut sketches = Sketches::new(Side::User);
+        let mut sketches = Sketches::new(Side::User, i32::MIN);
         let mut changed = BTreeSet::new();
         sketches.advance(10, &mut changed);
-        let example = LabelledExample { residual: i32::MAX, ..(*labelled("u", "i", 0, 0, 0)).clone() };
+        let example = labelled("u", "i", 0, 0, 0);
         sketches.change(&example, 1, &mut changed);
         let once = sketches.sum("u").map(<[i32]>::to_vec);
         sketches.change(&example, 3, &mut changed);

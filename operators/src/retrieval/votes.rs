@@ -1,31 +1,50 @@
-//! The votes of a source: what its selected neighbours say, as exact sums.
+//! The votes of both sources: what rings and selected neighbours say, as exact sums.
 //!
-//! **Computes** the weight of a score s (units of 2^28) as ((1 + s) / 2)^4 in units of 2^15:
-//! b = 2^14 + ⌊s / 2^14⌋, held within 0..2^15, then twice b ← ⌊b² / 2^15⌋. So opposites say nothing,
-//! and strangers (s = 0) a sixteenth of what the nearest say. The sums are those of [`Votes`].
+//! **Computes** the weight of a score s (units of 2^28) as ((1 + s) / 2)^8 in units of 2^30:
+//! x = 2^14 + ⌊s / 2^14⌋, held within 0..2^15, twice x ← ⌊x² / 2^15⌋, and x². So opposites say nothing, and
+//! strangers (s = 0) a 256th of what the nearest say. The sums are those of [`ItemVotes`] and
+//! [`UserVotes`].
 
-use super::neighbours::{Neighbour, UNIT_BITS, WEIGHT_BITS, WEIGHT_SQUARINGS};
-use ictflow_schemas::neighbour::Votes;
+use super::neighbours::{Neighbour, UNIT_BITS, WEIGHT_BITS};
+use ictflow_schemas::neighbour::{ItemVotes, LabelledExample, RATE_ONE, UserVotes};
 
-/// The weight of a score, 0..2^15.
+/// The weight of a score, 0..2^30.
 pub fn weight(score: i64) -> i64 {
-    let one = 1 << WEIGHT_BITS;
-    let base = ((1 << UNIT_BITS) + score.div_euclid(1 << UNIT_BITS)).clamp(0, one);
-    (0..WEIGHT_SQUARINGS).fold(base, |weight, _| (weight * weight) >> WEIGHT_BITS)
+    let base = ((1 << UNIT_BITS) + score.div_euclid(1 << UNIT_BITS)).clamp(0, 1 << WEIGHT_BITS);
+    let square = (base * base) >> WEIGHT_BITS;
+    let fourth = (square * square) >> WEIGHT_BITS;
+    fourth * fourth
 }
 
-/// The votes of neighbours.
-pub fn votes(neighbours: &[Neighbour]) -> Votes {
-    let mut votes = Votes::default();
-    for Neighbour { score, example } in neighbours {
-        let (weight, label, residual) =
-            (weight(*score), i64::from(example.label()), i64::from(example.residual));
-        votes.count += 1;
+/// What others say of an item: the labels of its ring, the user's own left out, and the selected of them.
+pub fn item_votes<'a>(ring: impl Iterator<Item = &'a LabelledExample>, selected: &[Neighbour]) -> ItemVotes {
+    let mut votes = ItemVotes::default();
+    for example in ring {
+        votes.ring += 1;
+        votes.ring_positives += i64::from(example.label());
+    }
+    for Neighbour { score, example } in selected {
+        let (weight, label) = (weight(*score), i64::from(example.label()));
+        votes.selected += 1;
         votes.positives += label;
-        votes.residuals += residual;
         votes.weights += weight;
-        votes.weighted_positives += weight * label;
-        votes.weighted_residuals += weight * residual;
+        votes.weighted_labels += weight * (2 * label - 1);
+    }
+    votes
+}
+
+/// What a user says of other items. `rate` gives the rate of an item's effective labels, in 1/1024.
+pub fn user_votes(selected: &[Neighbour], rate: impl Fn(&str) -> i32) -> UserVotes {
+    let mut votes = UserVotes::default();
+    for Neighbour { score, example } in selected {
+        let (weight, label) = (weight(*score), i64::from(example.label()));
+        let deviation = i64::from(RATE_ONE) * label - i64::from(rate(&example.item));
+        votes.selected += 1;
+        votes.positives += label;
+        votes.weights += weight;
+        votes.weighted_labels += weight * (2 * label - 1);
+        votes.deviations += deviation;
+        votes.weighted_deviations += weight * deviation;
     }
     votes
 }
@@ -40,13 +59,13 @@ mod tests {
         for (score, expected) in [
             (-one, 0),
             (-3 * one, 0),
-            (0, 2_048),
-            (-1, 2_047),
-            (one / 2, 10_368),
-            (one, 32_768),
-            (3 * one / 2, 32_768),
+            (0, 1 << 22),
+            (-1, 2_047 * 2_047),
+            (one / 2, 10_368 * 10_368),
+            (one, 1 << 30),
+            (3 * one / 2, 1 << 30),
             (i64::MIN, 0),
-            (i64::MAX, 32_768),
+            (i64::MAX, 1 << 30),
         ] {
             assert_eq!(weight(score), expected, "of {score}");
         }
