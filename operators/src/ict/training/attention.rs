@@ -2,9 +2,9 @@
 //! are folded into the query and the pooled values here too, which saves most of the work.
 
 use super::super::{SOURCES, count_scalar};
-use super::layers::{linear, softmax};
+use super::layers::{linear, linear_of_frozen, pooled, softmax};
 use super::{Module, TrainingError};
-use crate::ranking::ids::{Tables, mean, rows};
+use crate::ranking::ids::{Tables, rows};
 use candle_core::{D, DType, Result, Tensor};
 
 /// The users and items that the neighbours of a batch have, each once: of the batch, or of the whole
@@ -23,9 +23,9 @@ pub struct Parties {
     pub text: Tensor,
 }
 
-/// The neighbours of one source for a batch of B queries, M a query. Scalars are f32, as
-/// [`score_scalar`](crate::ict::score_scalar), [`age_scalar`](crate::ict::age_scalar) and
-/// [`residual_scalar`](crate::ict::residual_scalar) make them.
+/// The neighbours of one source for a batch of B queries, M a query: data that nobody trains, so the
+/// pass takes most of it for constants. Scalars are f32, as [`score_scalar`](crate::ict::score_scalar),
+/// [`age_scalar`](crate::ict::age_scalar) and [`residual_scalar`](crate::ict::residual_scalar) make them.
 #[derive(Clone, Debug)]
 pub struct Neighbours {
     /// Which of the [`Parties`]' users [B, M], u32; any where absent.
@@ -67,7 +67,7 @@ impl Module {
                 rows(&tables.item, &parties.items)?,
                 self.text_token(&parties.text)?,
                 rows(&tables.creator, &parties.creators)?,
-                mean(&tables.category, &parties.categories)?,
+                pooled(&tables.category, &parties.categories)?,
             ],
             D::Minus1,
         )?;
@@ -95,12 +95,21 @@ impl Module {
     ) -> std::result::Result<Tensor, TrainingError> {
         let Neighbours { user, item, label, score, age, residual, there } = neighbours;
         let of_source = |name: &str| self.tensor(name)?.narrow(0, source, 1).map_err(TrainingError::from);
-        let kinds = self.tensor("attention.label.weight")?;
-        let kinds = kinds.broadcast_add(&of_source("attention.source.weight")?)?;
-        let scalars = Tensor::stack(&[score, age, residual], D::Minus1)?;
-        let scalars = linear(&scalars, self.tensor("attention.scalars.weight")?, None)?;
-        let hidden = (rows(users, user)? + rows(items, item)?)?;
-        let hidden = ((hidden + rows(&kinds, label)?)? + scalars)?.relu()?;
+        // One product of constants with [C | Y1 − Y0 | Y0 + S] instead of gathering rows of labels.
+        let labels = self.tensor("attention.label.weight")?;
+        let (negative, positive) = (labels.narrow(0, 0, 1)?, labels.narrow(0, 1, 1)?);
+        let columns = [
+            self.tensor("attention.scalars.weight")?.clone(),
+            (positive - &negative)?.t()?,
+            (negative + of_source("attention.source.weight")?)?.t()?,
+        ];
+        let label = label.to_dtype(DType::F32)?;
+        let constants = Tensor::stack(&[score, age, residual, &label, &label.ones_like()?], 2)?;
+        let (batch, most, width) = constants.dims3()?;
+        let constants = constants.reshape((batch * most, width))?;
+        let own = linear_of_frozen(&constants, &Tensor::cat(&columns, 1)?)?;
+        let own = own.reshape((batch, most, ()))?;
+        let hidden = ((rows(users, user)? + rows(items, item)?)? + own)?.relu()?;
 
         let fit = hidden.matmul(&query.unsqueeze(2)?)?.squeeze(2)?;
         let near = score.broadcast_mul(&of_source("attention.theta")?)?;
@@ -115,7 +124,7 @@ impl Module {
             &[
                 linear(&pooled, self.tensor("attention.value.weight")?, None)?,
                 weighted(residual)?,
-                (weighted(&label.to_dtype(DType::F32)?)? - (any * 0.5)?)?,
+                (weighted(&label)? - (any * 0.5)?)?,
                 counts(there)?,
                 weights.sqr()?.sum_keepdim(1)?,
             ],

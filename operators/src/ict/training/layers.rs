@@ -1,5 +1,6 @@
 //! Layers with gradients. Each is built of operations that candle can run backwards.
 
+use crate::ranking::ids::mean;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Storage, Tensor, bail};
 
@@ -31,10 +32,24 @@ pub(super) fn rms_norm(x: &Tensor, scale: &Tensor) -> Result<Tensor> {
     x.broadcast_div(&(mean + 1e-5)?.sqrt()?)?.broadcast_mul(scale)
 }
 
-/// y = W x + b for rows x that nobody trains, [N, inputs]. The library would compute their gradient all
-/// the same, a third of the work of the widest layer.
-pub(super) fn linear_of_frozen(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    weight.apply_op1(Frozen { x: x.detach().contiguous()? })?.broadcast_add(bias)
+/// y = W x for rows x that nobody trains, [N, inputs]. The library would compute their gradient all the
+/// same, a third of the work of the widest layer.
+pub(super) fn linear_of_frozen(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    weight.apply_op1(Frozen { x: x.detach().contiguous()? })
+}
+
+/// The mean of the rows of lists of ids [B, N] that aren't 0, as [`mean`] gives it. A table of few rows
+/// is multiplied with how often each is named, which is far less than gathering a row for every id.
+pub(super) fn pooled(table: &Tensor, ids: &Tensor) -> Result<Tensor> {
+    let ((lists, longest), rows) = (ids.dims2()?, table.dim(0)?);
+    if rows > longest {
+        return mean(table, ids);
+    }
+    let there = ids.ne(0u32)?.to_dtype(table.dtype())?;
+    let counts = Tensor::zeros((lists, rows), table.dtype(), table.device())?;
+    let counts = counts.scatter_add(&ids.contiguous()?, &there, 1)?;
+    let count = counts.sum_keepdim(1)?.maximum(1.0)?;
+    counts.matmul(table)?.broadcast_div(&count)
 }
 
 /// W to x Wᵀ, for a constant x.

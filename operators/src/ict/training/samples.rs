@@ -1,8 +1,8 @@
 //! Tokens of samples and texts: G, H and the embedding tables.
 
-use super::layers::{linear, linear_of_frozen};
+use super::layers::{linear, linear_of_frozen, pooled};
 use super::{Module, TrainingError};
-use crate::ranking::ids::{Ids, Tables, mean, rows};
+use crate::ranking::ids::{Ids, Tables, rows};
 use candle_core::{D, Tensor};
 
 /// A batch of B samples: queries or demonstrations. Text vectors are f32 [B, D], their quantised
@@ -31,7 +31,7 @@ impl Module {
     /// Where the width isn't D.
     pub fn text_token(&self, text: &Tensor) -> Result<Tensor, TrainingError> {
         let part = |part: &str| self.tensor(&format!("text.{part}"));
-        let hidden = linear_of_frozen(text, part("0.weight")?, part("0.bias")?)?.relu()?;
+        let hidden = linear_of_frozen(text, part("0.weight")?)?.broadcast_add(part("0.bias")?)?.relu()?;
         Ok(linear(&hidden, part("2.weight")?, Some(part("2.bias")?))?)
     }
 
@@ -48,11 +48,11 @@ impl Module {
             rows(&tables.item, &ids.item)?,
             texts.narrow(0, 0, count)?,
             rows(&tables.creator, &ids.creator)?,
-            mean(&tables.category, &ids.categories)?,
-            mean(&tables.item, &ids.history_items)?,
+            pooled(&tables.category, &ids.categories)?,
+            pooled(&tables.item, &ids.history_items)?,
             texts.narrow(0, count, count)?,
-            mean(&tables.creator, &ids.history_creators)?,
-            mean(&tables.category, &ids.history_categories.flatten_from(1)?)?,
+            pooled(&tables.creator, &ids.history_creators)?,
+            pooled(&tables.category, &ids.history_categories.flatten_from(1)?)?,
         ];
         self.net("sample", &Tensor::cat(&fields, D::Minus1)?)
     }

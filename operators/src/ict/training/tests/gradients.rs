@@ -155,7 +155,8 @@ fn what_is_absent_moves_nothing() {
     let gradients = (vector * &problem.direction).unwrap().sum_all().unwrap().backward().unwrap();
     let gradient = floats(gradients.get(score.as_tensor()).unwrap());
     for (n, (gradient, there)) in gradient.iter().zip(floats(&a.there)).enumerate() {
-        // A single neighbour of a source has the weight 1 whatever its score, but its own values move.
-        assert_eq!(*gradient != 0.0, there == 1.0, "neighbour {n}: {gradient}");
+        // The only neighbour of the fourth query has the weight 1 whatever its score.
+        let counts = there == 1.0 && n / 6 != 3;
+        assert_eq!(*gradient != 0.0, counts, "neighbour {n}: {gradient}");
     }
 }
