@@ -26,7 +26,7 @@ pub struct Arm {
     pub text: bool,
     /// Two scalars: the user's like-rate over the history, and how many labels it stands on.
     pub labels: bool,
-    /// The votes of both sources: ten scalars.
+    /// The votes of both sources: nine scalars.
     pub votes: bool,
     /// The attention vector.
     pub attention: bool,
@@ -38,7 +38,7 @@ pub struct Arm {
 pub const LABEL_SCALARS: usize = 2;
 
 /// Scalars of the votes of both sources.
-pub const VOTE_SCALARS: usize = 10;
+pub const VOTE_SCALARS: usize = 9;
 
 /// The name of the fair baseline, which others are compared with.
 pub const STRONG: &str = "strong";

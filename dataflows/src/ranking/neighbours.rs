@@ -16,10 +16,10 @@ use ictflow_operators::ict::{MAX_NEIGHBOURS, SOURCES, age_scalar, age_units, cou
 use ictflow_operators::ict::{residual_scalar, score_scalar};
 use ictflow_operators::ranking::histories::{example, sample};
 use ictflow_operators::ranking::split::Sample;
-use ictflow_operators::retrieval::neighbours::{Neighbourhood, Selection};
+use ictflow_operators::retrieval::neighbours::{Neighbour, Neighbourhood};
 use ictflow_schemas::Id;
 use ictflow_schemas::dataset::Dataset;
-use ictflow_schemas::neighbour::{LabelledExample, Votes};
+use ictflow_schemas::neighbour::{LabelledExample, RATE_ONE, Votes};
 use ictflow_schemas::vector::{Quantised, VectorSum};
 use serde::Serialize;
 use std::collections::{HashMap, HashSet};
@@ -65,7 +65,7 @@ pub struct Nearest {
     pub scores: Vec<f32>,
     /// Ages: how much older than the newest of them.
     pub ages: Vec<f32>,
-    /// Residuals.
+    /// Residuals: labels less their users' like-rates then.
     pub residuals: Vec<f32>,
     /// 1 where there is one.
     pub there: Vec<f32>,
@@ -80,10 +80,13 @@ pub struct Neighbours {
     pub nearest: [Nearest; SOURCES],
 }
 
-/// The votes of a source as scalars: the count as L2(1 + n) / 8, then the four means.
-fn vote_scalars(votes: &Votes) -> [f32; VOTE_SCALARS / SOURCES] {
-    let [_, label, residual, weighted_label, weighted_residual] = votes.numbers();
-    [count_scalar(votes.count.unsigned_abs()), label, residual, weighted_label, weighted_residual]
+/// The votes as scalars: counts as L2(1 + n) / 8, the others as they are.
+fn vote_scalars(votes: &Votes) -> [f32; VOTE_SCALARS] {
+    let count = |n: i64| count_scalar(n.unsigned_abs());
+    let [_, ring, mean, weighted, _, rest @ ..] = votes.numbers();
+    let [user_mean, user_weighted, deviation, weighted_deviation] = rest;
+    let (of_item, of_user) = (count(votes.same_item.ring), count(votes.same_user.selected));
+    [of_item, ring, mean, weighted, of_user, user_mean, user_weighted, deviation, weighted_deviation]
 }
 
 /// A row that has no leak.
@@ -150,21 +153,20 @@ impl Neighbours {
     }
 
     fn set(&mut self, data: &Dataset, row: &Row) -> Result<()> {
-        let of_source = VOTE_SCALARS / SOURCES;
-        for (source, selection) in [&row.same_item, &row.same_user].into_iter().enumerate() {
-            let begin = row.place * VOTE_SCALARS + source * of_source;
-            self.votes[begin..begin + of_source].copy_from_slice(&vote_scalars(&selection.votes));
-            self.nearest[source].set(data, row.place * MAX_NEIGHBOURS, selection)?;
+        let begin = row.place * VOTE_SCALARS;
+        self.votes[begin..begin + VOTE_SCALARS].copy_from_slice(&vote_scalars(&row.sources.votes));
+        let of_sources = [&row.sources.same_item, &row.sources.same_user];
+        for (nearest, selected) in self.nearest.iter_mut().zip(of_sources) {
+            nearest.set(data, row.place * MAX_NEIGHBOURS, selected)?;
         }
         Ok(())
     }
 }
 
 impl Nearest {
-    /// Sets the places from `begin` on to the nearest of a selection.
-    fn set(&mut self, data: &Dataset, begin: usize, selection: &Selection) -> Result<()> {
-        let all = &selection.neighbours;
-        let nearest = &all[all.len().saturating_sub(MAX_NEIGHBOURS)..];
+    /// Sets the places from `begin` on to the nearest of the selected.
+    fn set(&mut self, data: &Dataset, begin: usize, selected: &[Neighbour]) -> Result<()> {
+        let nearest = &selected[selected.len().saturating_sub(MAX_NEIGHBOURS)..];
         let newest = nearest.iter().map(|neighbour| neighbour.example.label_time).max().unwrap_or_default();
         for (place, neighbour) in (begin..).zip(nearest) {
             let other = &neighbour.example;
@@ -173,7 +175,7 @@ impl Nearest {
             self.labels[place] = u32::from(other.label() == 1);
             self.scores[place] = score_scalar(neighbour.score);
             self.ages[place] = age_scalar(age_units(newest, other.label_time));
-            self.residuals[place] = residual_scalar(other.residual);
+            self.residuals[place] = residual_scalar(RATE_ONE * other.label() - other.rate);
             self.there[place] = 1.0;
         }
         Ok(())

@@ -151,7 +151,7 @@ pub struct Columns {
 /// The neighbours of all samples.
 #[derive(Debug)]
 pub struct NeighbourColumns {
-    /// [N, 10].
+    /// [N, 9].
     votes: Tensor,
     nearest: [NearestColumns; SOURCES],
 }

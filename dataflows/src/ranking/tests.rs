@@ -13,7 +13,7 @@ use ictflow_operators::ict::MAX_NEIGHBOURS;
 use ictflow_operators::ranking::backbones::Kind;
 use ictflow_operators::ranking::layers::{Masks, Phase};
 use ictflow_operators::ranking::loss::cross_entropy;
-use ictflow_operators::retrieval::neighbours::{Neighbour, Selection};
+use ictflow_operators::retrieval::neighbours::{Neighbour, Sources};
 use ictflow_schemas::example::Verdict;
 use ictflow_schemas::neighbour::LabelledExample;
 use ictflow_schemas::vector::VectorSum;
@@ -211,7 +211,7 @@ fn a_planted_leak_ends_the_replay() {
             event_id: id.into(),
             item: item.into(),
             verdict: Verdict::Positive,
-            residual: 512,
+            rate: 512,
             partition: 0,
         })
     };
@@ -219,8 +219,7 @@ fn a_planted_leak_ends_the_replay() {
     let row = |other: Arc<LabelledExample>| Row {
         place: 0,
         example: asked.clone(),
-        same_item: Selection::of(vec![Neighbour { score: 0, example: other }]),
-        same_user: Selection::default(),
+        sources: Sources { same_item: vec![Neighbour { score: 0, example: other }], ..Sources::default() },
     };
     assert!(checked(row(example(999, "v", "i", "earlier")), 0).is_ok());
     for (other, delay, said) in [
