@@ -11,6 +11,7 @@
 //!
 //! Connectors know `schemas` and never `operators`; both meet in `dataflows`.
 
+pub mod atomic;
 pub mod clock;
 pub mod encoder;
 pub mod files;

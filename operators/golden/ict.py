@@ -67,7 +67,7 @@ def tensors(s):
     yield "decoder.norm.weight", (d,), 0.25, "norm"
 
 
-def weights(s):
+def weights(s, tensors=tensors):
     made = {}
     for index, (name, shape, scale, kind) in enumerate(tensors(s)):
         count = int(np.prod(shape))
@@ -93,8 +93,8 @@ def row(table, ident, rows):
 
 
 class Module:
-    def __init__(self, s, items):
-        self.s, self.items, self.w = s, items, weights(s)
+    def __init__(self, s, items, tensors=tensors):
+        self.s, self.items, self.w = s, items, weights(s, tensors)
 
     def embed(self, table, ident):
         return self.w[table + ".weight"][row(table, ident, self.s[table + "_rows"])]

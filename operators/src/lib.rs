@@ -7,6 +7,7 @@
 
 pub mod accept;
 pub mod answers;
+pub mod as_of;
 pub mod attribution;
 pub mod catalog;
 pub mod clock;
@@ -18,9 +19,12 @@ pub mod history;
 pub mod ict;
 pub mod index;
 pub mod journal;
+pub mod neighbours;
 pub mod pairs;
+pub mod ranking;
 pub mod recovery;
 pub mod retrieval;
+pub mod sketches;
 pub mod staged;
 pub mod standing;
 pub mod vectors;

@@ -8,6 +8,7 @@ mod backfill;
 mod check;
 mod dead_letters;
 mod erase;
+mod evaluate;
 mod explain;
 mod promote;
 mod run;
@@ -52,6 +53,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Erase a user from the job's outputs, logs and snapshots, and print what was erased and what wasn't.
     Erase(erase::Arguments),
+    /// Train rankers on a data set with and without what neighbours say, and measure the gain.
+    Evaluate(Box<evaluate::Arguments>),
     /// Explain one vector: its history, its demonstrations, their prompts and CoT texts.
     Explain(explain::Arguments),
     /// Make a backfill's outputs the job's own.
@@ -123,6 +126,7 @@ fn run_parsed(cli: Cli) -> ExitCode {
         Command::DeadLetters(arguments) => dead_letters::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments).map(done),
         Command::Erase(arguments) => erase::run(&arguments).map(done),
+        Command::Evaluate(arguments) => evaluate::run(&arguments).map(done),
         Command::Explain(arguments) => explain::run(&arguments).map(done),
         Command::Promote(arguments) => promote::promote(&arguments).map(done),
         Command::Rollback(arguments) => promote::rollback(&arguments).map(done),

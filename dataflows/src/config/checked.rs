@@ -27,7 +27,7 @@ use ictflow_connectors::registry::{self, Registered};
 use ictflow_connectors::snapshots::Snapshots;
 use ictflow_connectors::topics::Topics;
 use ictflow_connectors::{Error, Result};
-use ictflow_operators::ict::{Shape, Weights, untrained};
+use ictflow_operators::ict::{Kind, Shape, Weights, untrained};
 use ictflow_schemas::config::{Search, Semantics};
 use ictflow_schemas::topic::Topic;
 use ictflow_schemas::wire::Format;
@@ -603,7 +603,9 @@ impl Config {
                 (path, bytes)
             }
         };
-        let weights = Weights::from_safetensors(&bytes).map_err(|e| {
+        // The sources of the kind `attention` are not in the dataflow yet.
+        let served = Weights::from_safetensors(&bytes).and_then(|weights| weights.of_kind(Kind::Decoder));
+        let weights = served.map_err(|e| {
             Error::fatal(
                 format!("load {}", path.display()),
                 e,
@@ -658,6 +660,7 @@ pub fn models() -> PathBuf {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use ictflow_operators::ict::untrained_of;
 
     fn raw(text: &str) -> Raw {
         toml::from_str(text).unwrap_or_else(|e| panic!("{e}"))
@@ -739,6 +742,22 @@ mod tests {
             }
             assert!(registry.problems().is_empty());
         }
+    }
+
+    #[test]
+    fn weights_of_a_kind_that_is_not_served_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let shape =
+            Shape { user_rows: 4, item_rows: 4, creator_rows: 4, category_rows: 4, ..Shape::default() };
+        let load = |kind| {
+            let path = folder.path().join("weights.safetensors");
+            std::fs::write(&path, untrained_of(kind, 1, shape).unwrap()).unwrap();
+            let config = Config::check(raw(&format!("[ict]\nweights = '{}'", path.display())), None).unwrap();
+            config.weights(384, false)
+        };
+        assert_eq!(load(Kind::Decoder).unwrap().kind(), Kind::Decoder);
+        let error = load(Kind::Attention).unwrap_err().to_string();
+        assert!(error.contains("of the kind `attention`, here only `decoder` can be served"), "{error}");
     }
 
     #[test]

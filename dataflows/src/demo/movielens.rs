@@ -1,10 +1,11 @@
 //! MovieLens-100K as streams: a catalog, and each rating as an impression and its outcome.
 
+use ictflow_connectors::atomic::{Columns, Folder, Items};
 use ictflow_connectors::{Error, Result};
 use ictflow_schemas::Millis;
 use ictflow_schemas::interaction::Interaction;
 use ictflow_schemas::item::Item;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// One rating.
@@ -34,28 +35,40 @@ impl MovieLens {
     /// # Errors
     /// `Fatal` where a file or a column is missing, or a number isn't one.
     pub fn read(folder: &Path) -> Result<Self> {
+        // What is wrong with the sample is mended by fetching it again.
+        let again = |error| Error { hint: "run `make models`, which fetches the sample data", ..error };
+        MovieLens::parse(&Folder::open(folder, Some("ml-100k")).map_err(again)?).map_err(again)
+    }
+
+    fn parse(folder: &Folder) -> Result<Self> {
+        let columns = columns();
         let mut ratings = Vec::new();
-        for row in rows(&folder.join("ml-100k.inter"))? {
+        let mut rows = folder.interactions(&columns)?;
+        while let Some(row) = rows.row()? {
             ratings.push(Rating {
-                user: field(&row, "user_id")?.to_owned(),
-                item: field(&row, "item_id")?.to_owned(),
-                stars: number(&row, "rating")?,
-                time: (number(&row, "timestamp")? * 1000.0) as Millis,
+                user: row.user.to_owned(),
+                item: row.item.to_owned(),
+                stars: row.value.unwrap_or_default(),
+                time: row.time,
             });
         }
         ratings.sort_by_key(|rating| rating.time);
         let mut items = BTreeMap::new();
-        for row in rows(&folder.join("ml-100k.item"))? {
-            let (title, year) = (field(&row, "movie_title")?, field(&row, "release_year")?);
-            let title = if year.is_empty() { title.to_owned() } else { format!("{title} ({year})") };
-            let item = Item {
-                title: Some(title),
-                categories: field(&row, "class")?.split_whitespace().map(str::to_owned).collect(),
-                ..Item::default()
-            };
-            items.insert(field(&row, "item_id")?.to_owned(), item);
+        let mut rows = folder.items(&columns)?;
+        while let Some((id, item)) = rows.as_mut().map_or(Ok(None), Items::row)? {
+            items.insert(id.to_owned(), item);
         }
         Ok(MovieLens { ratings, items })
+    }
+}
+
+/// What the columns of MovieLens-100K mean.
+pub fn columns() -> Columns {
+    Columns {
+        title: Some("movie_title".to_owned()),
+        year: Some("release_year".to_owned()),
+        categories: Some("class".to_owned()),
+        ..Columns::default()
     }
 }
 
@@ -76,43 +89,4 @@ pub fn events(number: usize, rating: &Rating) -> [Interaction; 2] {
         event(shown.clone(), "impression", None, None),
         event(format!("r{number}"), "rate", Some(rating.stars), Some(shown)),
     ]
-}
-
-type Row = HashMap<String, String>;
-
-/// The rows of a file whose header names its columns `name:type`.
-fn rows(path: &Path) -> Result<Vec<Row>> {
-    let text = std::fs::read_to_string(path).map_err(|e| {
-        Error::fatal(
-            format!("read {}", path.display()),
-            e,
-            "run `make models`, which fetches the sample data",
-        )
-    })?;
-    let mut lines = text.lines();
-    let header: Vec<&str> = lines
-        .next()
-        .unwrap_or_default()
-        .split('\t')
-        .map(|name| name.split(':').next().unwrap_or_default())
-        .collect();
-    Ok(lines
-        .filter(|line| !line.is_empty())
-        .map(|line| {
-            header.iter().map(|name| (*name).to_owned()).zip(line.split('\t').map(str::to_owned)).collect()
-        })
-        .collect())
-}
-
-fn field<'a>(row: &'a Row, name: &str) -> Result<&'a str> {
-    row.get(name).map(String::as_str).ok_or_else(|| {
-        Error::fatal("read MovieLens-100K", format!("a row has no column {name}"), "run `make models` again")
-    })
-}
-
-fn number(row: &Row, name: &str) -> Result<f64> {
-    let text = field(row, name)?;
-    text.parse().map_err(|_| {
-        Error::fatal("read MovieLens-100K", format!("{name} is {text}, no number"), "run `make models` again")
-    })
 }

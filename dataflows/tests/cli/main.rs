@@ -6,6 +6,7 @@ mod check;
 mod cluster;
 mod dead_letters;
 mod demo;
+mod evaluate;
 mod explain;
 mod files;
 mod signals;

@@ -14,7 +14,7 @@
 //! in that order; linear layers and dot products as `kernel` says.
 
 use super::kernel::{Linear, Rotary, add, dot, exp, rms_norm, silu_times};
-use super::weights::{HEADS, LAYERS, MAX_DEMONSTRATIONS};
+use super::shape::{HEADS, LAYERS, MAX_DEMONSTRATIONS};
 use std::borrow::Borrow;
 
 /// The tokens of one demonstration: x (its sample), c (its CoT), y (its label), each of width d.

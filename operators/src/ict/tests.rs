@@ -2,8 +2,10 @@
 //! plain loop over the whole sequence (to the bit), and against files that are wrong.
 #![allow(clippy::unwrap_used)]
 
+use super::file::{Description, write};
 use super::kernel::{EPSILON, dot, exp};
-use super::weights::{Description, Fill, mix, write};
+use super::shape::Fill;
+use super::untrained::mix;
 use super::*;
 use ictflow_schemas::Id;
 use ictflow_schemas::catalog::{Item, ItemState, ItemVector};
@@ -23,9 +25,9 @@ struct Golden {
 }
 
 #[derive(Deserialize)]
-struct GoldenShape {
-    seed: u64,
-    d: usize,
+pub(super) struct GoldenShape {
+    pub(super) seed: u64,
+    pub(super) d: usize,
     text: usize,
     amplitude: u64,
     user_rows: usize,
@@ -35,7 +37,7 @@ struct GoldenShape {
 }
 
 #[derive(Deserialize)]
-struct GoldenItem {
+pub(super) struct GoldenItem {
     creator: Option<String>,
     categories: Vec<String>,
     vector: Option<u64>,
@@ -63,12 +65,43 @@ struct CaseDemonstration {
 }
 
 /// The formula of `golden/ict.py`.
-fn number(stream: u64, i: usize) -> u64 {
+pub(super) fn number(stream: u64, i: usize) -> u64 {
     mix(stream.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(i as u64))
 }
 
+/// A number of the formula in [-1, 1).
+pub(super) fn unit(stream: u64, i: usize) -> f32 {
+    let int = (number(stream, i) >> 44) as i64 - (1 << 19);
+    int as f32 / (1 << 19) as f32
+}
+
+/// A tensor's values by the formula; the scales stand in the lists `tensors` of `golden/*.py`.
+pub(super) fn golden_values(seed: u64, index: usize, tensor: &super::shape::Tensor) -> Vec<f32> {
+    let name = tensor.name.as_str();
+    let starts = |parts: &[&str]| parts.iter().any(|part| name.starts_with(part));
+    let scale = match tensor.fill {
+        Fill::Bias if name == "attention.phi" => 0.5,
+        Fill::Hashed | Fill::Table | Fill::Norm => 0.25,
+        Fill::Bias => 0.0625,
+        Fill::Xavier if starts(&["text.0.weight", "attention.item", "attention.out"]) => 0.25,
+        Fill::Xavier if [".w1.", ".w2.", ".w3."].iter().any(|w| name.contains(w)) => 0.25,
+        Fill::Xavier if starts(&["decoder", "attention"]) => 0.5,
+        Fill::Xavier => 0.125,
+    };
+    let width = *tensor.shape.last().unwrap();
+    let value = |i| {
+        let value = unit(seed * 1000 + index as u64, i) * scale;
+        match tensor.fill {
+            Fill::Norm => 1.0 + value,
+            Fill::Hashed if i < width => 0.0,
+            _ => value,
+        }
+    };
+    (0..tensor.shape.iter().product()).map(value).collect()
+}
+
 impl GoldenShape {
-    fn shape(&self) -> Shape {
+    pub(super) fn shape(&self) -> Shape {
         Shape {
             d: self.d,
             text: self.text,
@@ -79,78 +112,44 @@ impl GoldenShape {
         }
     }
 
-    /// The formula's tensors; the scales stand in `tensors` of `golden/ict.py`.
-    fn tensors(&self) -> Vec<(String, Vec<usize>, Vec<f32>)> {
-        let scale = |name: &str, fill: Fill| match fill {
-            Fill::Hashed | Fill::Table | Fill::Norm => 0.25,
-            Fill::Bias => 0.0625,
-            Fill::Xavier if name == "text.0.weight" => 0.25,
-            Fill::Xavier if [".w1.", ".w2.", ".w3."].iter().any(|w| name.contains(w)) => 0.25,
-            Fill::Xavier if name.starts_with("decoder") => 0.5,
-            Fill::Xavier => 0.125,
-        };
-        let tensors = self.shape().tensors().into_iter().enumerate();
+    /// The formula's tensors.
+    pub(super) fn tensors(&self, kind: Kind) -> Vec<(String, Vec<usize>, Vec<f32>)> {
+        let tensors = self.shape().tensors(kind).into_iter().enumerate();
         tensors
             .map(|(index, tensor)| {
-                let count: usize = tensor.shape.iter().product();
-                let scale = scale(&tensor.name, tensor.fill);
-                let value = |i| {
-                    let int = (number(self.seed * 1000 + index as u64, i) >> 44) as i64 - (1 << 19);
-                    let value = int as f32 / (1 << 19) as f32 * scale;
-                    match tensor.fill {
-                        Fill::Norm => 1.0 + value,
-                        Fill::Hashed if i < self.d => 0.0,
-                        _ => value,
-                    }
-                };
-                let values = (0..count).map(value).collect();
+                let values = golden_values(self.seed, index, &tensor);
                 (tensor.name, tensor.shape, values)
             })
             .collect()
     }
 
-    fn vector(&self, v: u64) -> Vec<i16> {
+    pub(super) fn vector(&self, v: u64) -> Vec<i16> {
         let a = self.amplitude;
         let component = |i| ((number(5000 + v, i) >> 48) % (2 * a + 1)) as i64 - a as i64;
         (0..self.text).map(|i| component(i) as i16).collect()
     }
 }
 
-fn file(tensors: &[(String, Vec<usize>, Vec<f32>)]) -> Vec<u8> {
-    let description =
-        Description { encoder: Some("e".into()), kind: "decoder".into(), seed: None, trained: true };
+pub(super) fn file(kind: Kind, tensors: &[(String, Vec<usize>, Vec<f32>)]) -> Vec<u8> {
+    let kind = kind.name().to_owned();
+    let description = Description { encoder: Some("e".into()), kind, seed: None, trained: true };
     let bytes = |v: &[f32]| v.iter().flat_map(|x| x.to_le_bytes()).collect();
     let tensors: Vec<_> = tensors.iter().map(|(n, s, v)| (n.clone(), s.clone(), bytes(v))).collect();
     write(&tensors, &description).unwrap()
 }
 
 /// A shape with its weights and the golden items in it.
-struct World {
-    weights: Weights,
-    bytes: Vec<u8>,
-    items: BTreeMap<String, Item>,
-    vectors: GoldenShape,
+pub(super) struct World {
+    pub(super) weights: Weights,
+    pub(super) bytes: Vec<u8>,
+    pub(super) items: BTreeMap<String, Item>,
+    pub(super) vectors: GoldenShape,
 }
 
 fn golden() -> (Vec<Case>, BTreeMap<String, World>) {
     let golden: Golden = serde_json::from_str(include_str!("../../golden/ict.json")).unwrap();
-    let mut worlds = BTreeMap::new();
-    for (name, shape) in golden.shapes {
-        let bytes = file(&shape.tensors());
-        let weights = Weights::from_safetensors(&bytes).unwrap();
-        let item = |item: &GoldenItem| {
-            Arc::new(ItemState {
-                text: text_digest("golden"),
-                creator: item.creator.as_deref().map(Id::from),
-                categories: item.categories.iter().map(|c| Id::from(c.as_str())).collect(),
-                vector: item
-                    .vector
-                    .map(|v| ItemVector { text: text_digest("golden"), vector: shape.vector(v).into() }),
-            })
-        };
-        let items = golden.items.iter().map(|(id, i)| (id.clone(), item(i))).collect();
-        worlds.insert(name, World { weights, bytes, items, vectors: shape });
-    }
+    let world = |shape| World::new(Kind::Decoder, shape, &golden.items);
+    let worlds = golden.shapes.into_iter().map(|(name, shape)| (name, world(shape))).collect();
     (golden.cases, worlds)
 }
 
@@ -171,6 +170,23 @@ impl Owned {
 }
 
 impl World {
+    pub(super) fn new(kind: Kind, shape: GoldenShape, items: &BTreeMap<String, GoldenItem>) -> Self {
+        let bytes = file(kind, &shape.tensors(kind));
+        let weights = Weights::from_safetensors(&bytes).unwrap();
+        let item = |item: &GoldenItem| {
+            Arc::new(ItemState {
+                text: text_digest("golden"),
+                creator: item.creator.as_deref().map(Id::from),
+                categories: item.categories.iter().map(|c| Id::from(c.as_str())).collect(),
+                vector: item
+                    .vector
+                    .map(|v| ItemVector { text: text_digest("golden"), vector: shape.vector(v).into() }),
+            })
+        };
+        let items = items.iter().map(|(id, i)| (id.clone(), item(i))).collect();
+        World { weights, bytes, items, vectors: shape }
+    }
+
     fn owned(&self, user: &str, item: &str, history: &[String]) -> Owned {
         let history: Vec<(Id, Option<Item>)> =
             history.iter().map(|id| (Id::from(id.as_str()), self.items.get(id).cloned())).collect();
@@ -180,7 +196,11 @@ impl World {
     }
 
     fn x(&self, case: &Case) -> Vec<f32> {
-        self.weights.sample_token(&self.owned(&case.user, &case.item, &case.history).sample())
+        self.token(&case.user, &case.item, &case.history)
+    }
+
+    pub(super) fn token(&self, user: &str, item: &str, history: &[String]) -> Vec<f32> {
+        self.weights.sample_token(&self.owned(user, item, history).sample())
     }
 
     fn demonstrations(&self, case: &Case) -> Vec<DemonstrationTokens> {
@@ -197,7 +217,7 @@ impl World {
     }
 }
 
-fn bits(values: &[f32]) -> Vec<u32> {
+pub(super) fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|v| v.to_bits()).collect()
 }
 
@@ -492,12 +512,12 @@ fn a_vector_of_another_width_is_fitted() {
 /// Loads the small golden weights after an edit.
 fn edited(edit: impl FnOnce(&mut Vec<(String, Vec<usize>, Vec<f32>)>)) -> Result<Weights, WeightsError> {
     let golden: Golden = serde_json::from_str(include_str!("../../golden/ict.json")).unwrap();
-    let mut tensors = golden.shapes["small"].tensors();
+    let mut tensors = golden.shapes["small"].tensors(Kind::Decoder);
     edit(&mut tensors);
-    Weights::from_safetensors(&file(&tensors))
+    Weights::from_safetensors(&file(Kind::Decoder, &tensors))
 }
 
-fn at<'a>(
+pub(super) fn at<'a>(
     tensors: &'a mut [(String, Vec<usize>, Vec<f32>)],
     name: &str,
 ) -> &'a mut (String, Vec<usize>, Vec<f32>) {
@@ -506,7 +526,7 @@ fn at<'a>(
 
 fn names() -> Vec<String> {
     let golden: Golden = serde_json::from_str(include_str!("../../golden/ict.json")).unwrap();
-    golden.shapes["small"].tensors().into_iter().map(|t| t.0).collect()
+    golden.shapes["small"].tensors(Kind::Decoder).into_iter().map(|t| t.0).collect()
 }
 
 #[test]
@@ -628,7 +648,7 @@ fn other_faults_are_named() {
     }
 }
 
-fn tiny() -> Shape {
+pub(super) fn tiny() -> Shape {
     Shape { d: 8, text: 12, user_rows: 4, item_rows: 4, creator_rows: 4, category_rows: 4 }
 }
 

@@ -17,7 +17,8 @@
 
 use super::decoder::{DemonstrationTokens, Prefix};
 use super::kernel::{add, relu};
-use super::weights::{FIELDS, ITEM_FIELDS, SAMPLE_HIDDEN, TEXT_HIDDEN, USER_FIELDS, Weights};
+use super::shape::{FIELDS, ITEM_FIELDS, SAMPLE_HIDDEN, TEXT_HIDDEN, USER_FIELDS};
+use super::weights::Weights;
 use ictflow_schemas::Id;
 use ictflow_schemas::catalog::{Item, ItemState};
 use ictflow_schemas::example::Verdict;
@@ -85,9 +86,12 @@ impl Weights {
     }
 
     /// y: the token of a label.
+    ///
+    /// # Panics
+    /// With weights of the kind `attention`, as all that reads demonstrations.
     pub fn label_token(&self, positive: bool) -> &[f32] {
         let start = usize::from(positive) * self.shape.d;
-        &self.label[start..start + self.shape.d]
+        &self.decoder().0[start..start + self.shape.d]
     }
 
     /// The rows of an item, `None` for one that doesn't exist (now): then only its id counts.
@@ -125,6 +129,13 @@ impl Weights {
 
     /// What an item gives to a sample: its rows (of an existing item) and its quantised vector.
     pub fn item_part(&self, rows: &ItemRows, vector: Option<&[i16]>) -> ItemPart {
+        let mut part = vec![0.0; SAMPLE_HIDDEN];
+        self.sample_item.apply(&self.item_fields(rows, vector), &mut part);
+        ItemPart(part.into())
+    }
+
+    /// p: the item's blocks of a sample, [E_item; G(vector); E_creator; mean E_category], 4 d values.
+    pub(super) fn item_fields(&self, rows: &ItemRows, vector: Option<&[i16]>) -> Vec<f32> {
         let d = self.shape.d;
         let text = match vector {
             Some(vector) => self.cot_token(vector),
@@ -135,9 +146,7 @@ impl Weights {
         fields.extend_from_slice(&text);
         fields.extend_from_slice(self.creator.row(rows.creator.unwrap_or(0)));
         fields.extend_from_slice(&mean(d, rows.categories.iter().map(|c| self.category.row(*c))));
-        let mut part = vec![0.0; SAMPLE_HIDDEN];
-        self.sample_item.apply(&fields, &mut part);
-        ItemPart(part.into())
+        fields
     }
 
     /// x: the token of a sample, from its two parts.
@@ -172,19 +181,19 @@ impl Weights {
     /// [`Weights::decode_after`].
     ///
     /// # Panics
-    /// With more than [`MAX_DEMONSTRATIONS`](super::MAX_DEMONSTRATIONS), or tokens of weights of
-    /// another width.
+    /// With more than [`MAX_DEMONSTRATIONS`](super::MAX_DEMONSTRATIONS), tokens of weights of
+    /// another width, or weights of the kind `attention`.
     pub fn prefix<T: Borrow<DemonstrationTokens>>(&self, demonstrations: &[T]) -> Prefix {
-        self.decoder.prefix(demonstrations)
+        self.decoder().1.prefix(demonstrations)
     }
 
     /// The vector of a query token after demonstrations: d values.
     ///
     /// # Panics
-    /// Where the token has another width than the weights.
+    /// Where the token has another width than the weights, or the kind is `attention`.
     pub fn decode_after(&self, prefix: &Prefix, x_q: &[f32]) -> Vec<f32> {
         let mut out = vec![0.0; self.shape.d];
-        self.decoder.decode(&[(prefix, x_q)], &mut out);
+        self.decoder().1.decode(&[(prefix, x_q)], &mut out);
         out
     }
 
@@ -203,7 +212,7 @@ impl Weights {
     /// As [`Weights::decode_after`].
     pub fn forward<Q: AsRef<[f32]>>(&self, queries: &[(&Prefix, Q)]) -> Vec<f32> {
         let mut out = vec![0.0; queries.len() * self.shape.d];
-        self.decoder.decode(queries, &mut out);
+        self.decoder().1.decode(queries, &mut out);
         out
     }
 }

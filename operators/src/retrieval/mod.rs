@@ -29,10 +29,17 @@
 
 pub mod global;
 mod maintain;
-mod split;
+pub mod neighbours;
+pub mod ring;
+pub mod same_item;
+pub mod same_user;
+pub mod sketch;
+pub(crate) mod split;
 mod stored;
 #[cfg(test)]
 mod tests;
+pub mod unit;
+pub mod votes;
 
 use crate::Epoch;
 use crate::clock::Clock;

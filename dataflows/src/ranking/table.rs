@@ -1,0 +1,158 @@
+//! The table of an evaluation: aligned text for a person, JSON and CSV for programs. Its bytes depend on the
+//! figures alone.
+
+use super::cell::write;
+use super::evaluate::{Figure, Gain, Report};
+use ictflow_connectors::{Error, Result};
+use std::fmt::Write as _;
+use std::path::Path;
+
+/// The aligned text: the rows, then AUC by segment.
+pub fn text(report: &Report) -> String {
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _ = writeln!(
+        text,
+        "{} training, {} validation, {} test samples of {} users; protocol {}; {}",
+        report.train,
+        report.valid,
+        report.test,
+        report.test_users,
+        report.protocol,
+        if report.seeds == 1 { "1 seed".to_owned() } else { format!("{} seeds", report.seeds) }
+    );
+    let _ = writeln!(
+        text,
+        "differences and RelaImpr are to the arm {}, intervals hold 95% of a bootstrap over users\n",
+        report.reference
+    );
+    let heads =
+        ["backbone", "arm", "valid AUC", "AUC", "GAUC", "LogLoss", "RelaImpr", "AUC gained", "GAUC gained"];
+    let mut lines = vec![heads.map(str::to_owned).to_vec()];
+    for row in &report.rows {
+        let gains = row.gains.as_ref();
+        lines.push(vec![
+            row.backbone.to_owned(),
+            row.arm.to_owned(),
+            figure(&row.valid_auc),
+            figure(&row.auc),
+            row.gauc.as_ref().map_or(NONE.to_owned(), figure),
+            figure(&row.log_loss),
+            row.rela_impr.map_or(NONE.to_owned(), |percent| format!("{percent:+.2}%")),
+            gains.map_or(NONE.to_owned(), |gains| gain(&gains.auc)),
+            gains.map_or(NONE.to_owned(), |gains| gain(&gains.gauc)),
+        ]);
+    }
+    text.push_str(&aligned(&lines));
+    text.push_str("\nAUC by segment of the test\n");
+    text.push_str(&aligned(&segments(report)));
+    text
+}
+
+/// What stands where there is no figure.
+const NONE: &str = "-";
+
+/// A segment a line, an arm a column.
+fn segments(report: &Report) -> Vec<Vec<String>> {
+    let mut head = vec!["segment".to_owned(), "samples".to_owned()];
+    head.extend(report.rows.iter().map(|row| format!("{} {}", row.backbone, row.arm)));
+    let mut lines = vec![head];
+    let first = report.rows.first().map_or(&[][..], |row| &row.segments);
+    for (place, segment) in first.iter().enumerate() {
+        let mut line = vec![segment.name.to_owned(), segment.samples.to_string()];
+        let auc = |auc: Option<f64>| auc.map_or(NONE.to_owned(), |auc| format!("{auc:.4}"));
+        line.extend(report.rows.iter().map(|row| auc(row.segments[place].auc)));
+        lines.push(line);
+    }
+    lines
+}
+
+fn figure(figure: &Figure) -> String {
+    match figure.deviation {
+        Some(deviation) => format!("{:.4} ±{deviation:.4}", figure.mean),
+        None => format!("{:.4}", figure.mean),
+    }
+}
+
+fn gain(gain: &Gain) -> String {
+    format!("{:+.4} [{:+.4}, {:+.4}]", gain.difference, gain.low, gain.high)
+}
+
+/// Columns as wide as their widest entry, two blanks between them.
+fn aligned(lines: &[Vec<String>]) -> String {
+    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..lines.first().map_or(0, Vec::len)).map(width).collect();
+    let mut text = String::new();
+    for line in lines {
+        let mut row = String::new();
+        for (entry, width) in line.iter().zip(&widths) {
+            let _ = write!(row, "{entry:<width$}  ");
+        }
+        text.push_str(row.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// One line a row of the table.
+pub fn csv(report: &Report) -> String {
+    let mut text = String::from(
+        "backbone,arm,seeds,valid_auc,auc,auc_deviation,gauc,gauc_deviation,log_loss,log_loss_deviation,\
+         rela_impr,auc_gained,auc_low,auc_high,gauc_gained,gauc_low,gauc_high\n",
+    );
+    let maybe = |value: Option<f64>| value.map(|value| value.to_string()).unwrap_or_default();
+    for row in &report.rows {
+        let gain = |gain: Option<Gain>| {
+            [gain.map(|gain| gain.difference), gain.map(|gain| gain.low), gain.map(|gain| gain.high)]
+        };
+        let mut values = vec![
+            Some(row.valid_auc.mean),
+            Some(row.auc.mean),
+            row.auc.deviation,
+            row.gauc.map(|gauc| gauc.mean),
+            row.gauc.and_then(|gauc| gauc.deviation),
+            Some(row.log_loss.mean),
+            row.log_loss.deviation,
+            row.rela_impr,
+        ];
+        values.extend(gain(row.gains.map(|gains| gains.auc)));
+        values.extend(gain(row.gains.map(|gains| gains.gauc)));
+        let values: Vec<String> = values.into_iter().map(maybe).collect();
+        let _ = writeln!(text, "{},{},{},{}", row.backbone, row.arm, report.seeds, values.join(","));
+    }
+    text
+}
+
+/// One line a row of the table and a segment.
+pub fn segments_csv(report: &Report) -> String {
+    let mut text = String::from("backbone,arm,segment,samples,auc,gauc\n");
+    let maybe = |value: Option<f64>| value.map(|value| value.to_string()).unwrap_or_default();
+    for row in &report.rows {
+        for segment in &row.segments {
+            let _ = writeln!(
+                text,
+                "{},{},{},{},{},{}",
+                row.backbone,
+                row.arm,
+                segment.name,
+                segment.samples,
+                maybe(segment.auc),
+                maybe(segment.gauc)
+            );
+        }
+    }
+    text
+}
+
+/// Writes `table.txt`, `table.json`, `table.csv` and `segments.csv`.
+///
+/// # Errors
+/// `Fatal` where a file can't be written.
+pub fn write_all(report: &Report, out: &Path) -> Result<()> {
+    let json = serde_json::to_string_pretty(report)
+        .map_err(|error| Error::fatal("write the table", error, "this is a defect: please report it"))?;
+    write(&out.join("table.txt"), &text(report))?;
+    write(&out.join("table.json"), &(json + "\n"))?;
+    write(&out.join("table.csv"), &csv(report))?;
+    write(&out.join("segments.csv"), &segments_csv(report))
+}

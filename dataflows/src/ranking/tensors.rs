@@ -1,0 +1,436 @@
+//! A data set as tensors, and batches of it.
+//!
+//! Everything stands once, by item or by sample, and a batch is gathered by `index_select`: the training loop
+//! does no work by row. Only the neighbours' distinct users and items are found batch by batch, since a model
+//! computes what they give once each.
+//!
+//! **Vocabularies** are those of training: ids that a training sample or its history names have rows from 1
+//! on, in the order of their numbers, and all others row 0, which stands for an absent id. So what is new in
+//! validation and test is new to the model.
+//!
+//! **Slots**: items are gathered by slot = number + 1; slot 0 is an absent item, with zeros everywhere. An
+//! item that training doesn't know has its text and known categories all the same.
+//!
+//! **Memory**: 4 B a history entry and a scalar of each sample, 768 B a neighbour-reading sample and source,
+//! one text vector an item.
+
+use super::arms::{Arm, LABEL_SCALARS, VOTE_SCALARS};
+use super::dataset::{Part, Prepared};
+use super::neighbours::{Nearest, Neighbours};
+use candle_core::{DType, Device, Result, Tensor};
+use ictflow_operators::ict::training::{Neighbours as Gathered, Parties, Samples};
+use ictflow_operators::ict::{MAX_NEIGHBOURS, SOURCES, count_scalar};
+use ictflow_operators::ranking::ids::Ids;
+use ictflow_operators::ranking::tables::Rows;
+use ictflow_schemas::history::Label;
+use ictflow_schemas::neighbour::RATE_ONE;
+use ictflow_schemas::vector::SCALE;
+use std::ops::Range;
+
+/// The rows of a table by number in the data set.
+#[derive(Clone, Debug)]
+pub struct Vocabulary {
+    row: Vec<u32>,
+    known: u32,
+}
+
+impl Vocabulary {
+    fn of(known: &[bool]) -> Self {
+        let mut next = 0;
+        let row = known
+            .iter()
+            .map(|known| {
+                next += u32::from(*known);
+                if *known { next } else { 0 }
+            })
+            .collect();
+        Vocabulary { row, known: next }
+    }
+
+    /// The row of a number.
+    pub fn row(&self, number: u32) -> u32 {
+        self.row[number as usize]
+    }
+
+    /// The rows of its table, the absent one included. A table without any id has a spare row.
+    pub fn rows(&self) -> usize {
+        (self.known as usize + 1).max(2)
+    }
+}
+
+/// The vocabularies of the four tables.
+#[derive(Clone, Debug)]
+pub struct Vocabularies {
+    /// Of users.
+    pub user: Vocabulary,
+    /// Of items.
+    pub item: Vocabulary,
+    /// Of creators.
+    pub creator: Vocabulary,
+    /// Of categories.
+    pub category: Vocabulary,
+}
+
+impl Vocabularies {
+    /// What training names.
+    pub fn of(prepared: &Prepared) -> Self {
+        let Prepared { data, split, histories, .. } = prepared;
+        let catalog = data.catalog();
+        let mut users = vec![false; data.users().len()];
+        let mut items = vec![false; data.items().len()];
+        for sample in &split.train {
+            users[data.rows()[sample.row as usize].user as usize] = true;
+            items[sample.item as usize] = true;
+            for row in histories.before(sample.row) {
+                items[data.rows()[*row as usize].item as usize] = true;
+            }
+        }
+        let mut creators = vec![false; catalog.creator_names().len()];
+        let mut categories = vec![false; catalog.category_names().len()];
+        for (item, _) in (0..).zip(&items).filter(|(_, known)| **known) {
+            if let Some(creator) = catalog.creator(item) {
+                creators[creator as usize] = true;
+            }
+            catalog.categories(item).iter().for_each(|category| categories[*category as usize] = true);
+        }
+        Vocabularies {
+            user: Vocabulary::of(&users),
+            item: Vocabulary::of(&items),
+            creator: Vocabulary::of(&creators),
+            category: Vocabulary::of(&categories),
+        }
+    }
+
+    /// The rows of the four tables.
+    pub fn rows(&self) -> Rows {
+        Rows {
+            user: self.user.rows(),
+            item: self.item.rows(),
+            creator: self.creator.rows(),
+            category: self.category.rows(),
+        }
+    }
+}
+
+/// What is known of items, by slot.
+#[derive(Debug)]
+struct Items {
+    /// [S].
+    row: Tensor,
+    /// [S].
+    creator: Tensor,
+    /// [S, C].
+    categories: Tensor,
+    /// [S, D], components divided by 2^14.
+    text: Tensor,
+    /// [S], f32: 1 where there is a text.
+    has_text: Tensor,
+}
+
+/// What the samples are, in the order train, validation, test.
+#[derive(Debug)]
+pub struct Columns {
+    items: Items,
+    /// [N].
+    user: Tensor,
+    /// [N].
+    slot: Tensor,
+    /// [N, L], slots, oldest first.
+    history: Tensor,
+    /// [N].
+    label: Tensor,
+    /// [N, 2].
+    own_labels: Tensor,
+    /// The rows of tables.
+    pub rows: Rows,
+    /// D.
+    pub text_width: usize,
+    parts: [Range<usize>; 3],
+}
+
+/// The neighbours of all samples.
+#[derive(Debug)]
+pub struct NeighbourColumns {
+    /// [N, 9].
+    votes: Tensor,
+    nearest: [NearestColumns; SOURCES],
+}
+
+/// [N, 16] each.
+#[derive(Debug)]
+struct NearestColumns {
+    /// Rows of the user table.
+    user: Tensor,
+    /// Slots.
+    slot: Tensor,
+    label: Tensor,
+    score: Tensor,
+    age: Tensor,
+    residual: Tensor,
+    there: Tensor,
+}
+
+/// A batch, with what an arm asks for.
+#[derive(Debug)]
+pub struct Batch {
+    /// The ids.
+    pub ids: Ids,
+    /// [B], 0 or 1.
+    pub label: Tensor,
+    /// The item's text [B, D] and the mean of the history's.
+    pub text: Option<[Tensor; 2]>,
+    /// [B, S].
+    pub scalars: Option<Tensor>,
+    /// The neighbours.
+    pub neighbours: Option<(Parties, [Gathered; SOURCES])>,
+}
+
+impl Batch {
+    /// The query samples of the vector.
+    pub fn samples(&self) -> Option<Samples> {
+        let [item_text, history_text] = self.text.clone()?;
+        Some(Samples { ids: self.ids.clone(), item_text, history_text })
+    }
+}
+
+fn slot(item: u32) -> u32 {
+    item + 1
+}
+
+impl Columns {
+    /// The columns of a data set.
+    ///
+    /// # Errors
+    /// Where memory can't be had.
+    pub fn of(prepared: &Prepared, vocabularies: &Vocabularies) -> Result<Self> {
+        let Prepared { data, histories, .. } = prepared;
+        let count = prepared.len();
+        let length = super::dataset::HISTORY;
+        let mut users = Vec::with_capacity(count);
+        let mut slots = Vec::with_capacity(count);
+        let mut labels = Vec::with_capacity(count);
+        let mut history = Vec::with_capacity(count * length);
+        let mut own = Vec::with_capacity(count * LABEL_SCALARS);
+        for sample in prepared.samples() {
+            let row = &data.rows()[sample.row as usize];
+            users.push(vocabularies.user.row(row.user));
+            slots.push(slot(sample.item));
+            labels.push(f32::from(u8::from(sample.positive)));
+            let before = histories.before(sample.row);
+            history.extend(before.iter().map(|row| slot(data.rows()[*row as usize].item)));
+            history.extend(std::iter::repeat_n(0, length - before.len()));
+            own.extend(own_labels(before.iter().map(|row| data.rows()[*row as usize].label)));
+        }
+        let ranges = [Part::Train, Part::Valid, Part::Test].map(|part| prepared.range(part));
+        let device = &Device::Cpu;
+        Ok(Columns {
+            items: Items::of(prepared, vocabularies)?,
+            user: Tensor::from_vec(users, count, device)?,
+            slot: Tensor::from_vec(slots, count, device)?,
+            history: Tensor::from_vec(history, (count, length), device)?,
+            label: Tensor::from_vec(labels, count, device)?,
+            own_labels: Tensor::from_vec(own, (count, LABEL_SCALARS), device)?,
+            rows: vocabularies.rows(),
+            text_width: prepared.text_width,
+            parts: ranges,
+        })
+    }
+
+    /// Where a part stands.
+    pub fn range(&self, part: Part) -> Range<usize> {
+        self.parts[part as usize].clone()
+    }
+
+    /// The batch of some samples, as an arm needs it.
+    ///
+    /// # Errors
+    /// Where a sample is beyond the data set, or the arm needs neighbours and there are none.
+    pub fn batch(&self, samples: &[u32], arm: &Arm, neighbours: Option<&NeighbourColumns>) -> Result<Batch> {
+        let at = Tensor::new(samples, &Device::Cpu)?;
+        let slots = self.slot.index_select(&at, 0)?;
+        let history = self.history.index_select(&at, 0)?;
+        let (batch, length) = history.dims2()?;
+        let entries = history.flatten_all()?;
+        let items = &self.items;
+        let ids = Ids {
+            user: self.user.index_select(&at, 0)?,
+            item: items.row.index_select(&slots, 0)?,
+            creator: items.creator.index_select(&slots, 0)?,
+            categories: items.categories.index_select(&slots, 0)?,
+            history_items: items.row.index_select(&entries, 0)?.reshape((batch, length))?,
+            history_creators: items.creator.index_select(&entries, 0)?.reshape((batch, length))?,
+            history_categories: items.categories.index_select(&entries, 0)?.reshape((batch, length, ()))?,
+        };
+        let text = if arm.text { Some(items.texts(&slots, &history)?) } else { None };
+        let mut scalars = Vec::new();
+        if arm.labels {
+            scalars.push(self.own_labels.index_select(&at, 0)?);
+        }
+        let needed = || neighbours.ok_or_else(|| candle_core::Error::Msg("the arm needs neighbours".into()));
+        if arm.votes {
+            scalars.push(needed()?.votes.index_select(&at, 0)?);
+        }
+        let scalars = if scalars.is_empty() { None } else { Some(Tensor::cat(&scalars, 1)?) };
+        let neighbours = if arm.attention { Some(needed()?.gather(&at, items)?) } else { None };
+        Ok(Batch { ids, label: self.label.index_select(&at, 0)?, text, scalars, neighbours })
+    }
+}
+
+/// What a user's own labels say: the rate of positive ones, shrunk to ½ and less ½, and L2(1 + n) / 8 of their
+/// number n.
+fn own_labels(labels: impl Iterator<Item = Label>) -> [f32; LABEL_SCALARS] {
+    let (mut positive, mut all) = (0_u64, 0_u64);
+    for label in labels.filter(|label| *label != Label::None) {
+        positive += u64::from(label == Label::Positive);
+        all += 1;
+    }
+    // As `schemas::neighbour::rate`, which counts the entries of an example.
+    let one = RATE_ONE.unsigned_abs();
+    let rate = u64::from(one) * (positive + 1) / (all + 2);
+    [rate as f32 / one as f32 - 0.5, count_scalar(all)]
+}
+
+impl Items {
+    fn of(prepared: &Prepared, vocabularies: &Vocabularies) -> Result<Self> {
+        let catalog = prepared.data.catalog();
+        let items = 0..prepared.data.items().len() as u32;
+        let slots = items.len() + 1;
+        let width = prepared.text_width;
+        let most = items.clone().map(|item| catalog.categories(item).len()).max().unwrap_or_default().max(1);
+        let (mut row, mut creator) = (vec![0], vec![0]);
+        let mut categories = vec![0; most];
+        let mut text = vec![0.0; width];
+        let mut has_text = vec![0.0_f32];
+        for item in items {
+            row.push(vocabularies.item.row(item));
+            creator.push(catalog.creator(item).map_or(0, |creator| vocabularies.creator.row(creator)));
+            let own = catalog.categories(item);
+            categories.extend(own.iter().map(|category| vocabularies.category.row(*category)));
+            categories.extend(std::iter::repeat_n(0, most - own.len()));
+            match &prepared.texts[item as usize] {
+                Some(vector) => text.extend(vector.iter().map(|x| f32::from(*x) / SCALE)),
+                None => text.extend(std::iter::repeat_n(0.0, width)),
+            }
+            has_text.push(f32::from(u8::from(prepared.texts[item as usize].is_some())));
+        }
+        let device = &Device::Cpu;
+        Ok(Items {
+            row: Tensor::from_vec(row, slots, device)?,
+            creator: Tensor::from_vec(creator, slots, device)?,
+            categories: Tensor::from_vec(categories, (slots, most), device)?,
+            text: Tensor::from_vec(text, (slots, width), device)?,
+            has_text: Tensor::from_vec(has_text, slots, device)?,
+        })
+    }
+
+    /// The items' texts and the means of the histories' texts. Sums are exact: components are multiples of
+    /// 2^-14, and no sum of a history leaves f32's 24 bits.
+    fn texts(&self, slots: &Tensor, history: &Tensor) -> Result<[Tensor; 2]> {
+        let (batch, length) = history.dims2()?;
+        let entries = history.flatten_all()?;
+        let there = self.has_text.index_select(&entries, 0)?.reshape((batch, length))?;
+        let count = there.sum_keepdim(1)?.maximum(1.0)?;
+        let vectors = self.text.index_select(&entries, 0)?.reshape((batch, length, ()))?;
+        let sum = there.unsqueeze(1)?.matmul(&vectors)?.squeeze(1)?;
+        Ok([self.text.index_select(slots, 0)?, sum.broadcast_div(&count)?])
+    }
+}
+
+impl NeighbourColumns {
+    /// The neighbours of all samples as tensors.
+    ///
+    /// # Errors
+    /// Where memory can't be had.
+    pub fn of(neighbours: Neighbours, vocabularies: &Vocabularies) -> Result<Self> {
+        let Neighbours { votes, nearest: [same_item, same_user] } = neighbours;
+        let count = votes.len() / VOTE_SCALARS;
+        Ok(NeighbourColumns {
+            votes: Tensor::from_vec(votes, (count, VOTE_SCALARS), &Device::Cpu)?,
+            nearest: [
+                NearestColumns::of(same_item, vocabularies, count)?,
+                NearestColumns::of(same_user, vocabularies, count)?,
+            ],
+        })
+    }
+
+    fn gather(&self, at: &Tensor, items: &Items) -> Result<(Parties, [Gathered; SOURCES])> {
+        let pick = |column: &Tensor| column.index_select(at, 0);
+        let mut users = Vec::new();
+        let mut slots = Vec::new();
+        for nearest in &self.nearest {
+            users.extend(pick(&nearest.user)?.flatten_all()?.to_vec1::<u32>()?);
+            slots.extend(pick(&nearest.slot)?.flatten_all()?.to_vec1::<u32>()?);
+        }
+        let (users, user_places) = distinct(&users);
+        let (slots, slot_places) = distinct(&slots);
+        let device = &Device::Cpu;
+        let half = user_places.len() / SOURCES;
+        let place = |places: &[u32], source: usize| {
+            let of_source = &places[source * half..(source + 1) * half];
+            Tensor::from_slice(of_source, (at.dim(0)?, MAX_NEIGHBOURS), device)
+        };
+        let gathered = |source: usize| -> Result<Gathered> {
+            let nearest = &self.nearest[source];
+            Ok(Gathered {
+                user: place(&user_places, source)?,
+                item: place(&slot_places, source)?,
+                label: pick(&nearest.label)?,
+                score: pick(&nearest.score)?,
+                age: pick(&nearest.age)?,
+                residual: pick(&nearest.residual)?,
+                there: pick(&nearest.there)?,
+            })
+        };
+        let sources = [gathered(0)?, gathered(1)?];
+        let slots = Tensor::new(slots.as_slice(), device)?;
+        let parties = Parties {
+            users: Tensor::new(users.as_slice(), device)?,
+            items: items.row.index_select(&slots, 0)?,
+            creators: items.creator.index_select(&slots, 0)?,
+            categories: items.categories.index_select(&slots, 0)?,
+            text: items.text.index_select(&slots, 0)?,
+        };
+        Ok((parties, sources))
+    }
+}
+
+impl NearestColumns {
+    fn of(nearest: Nearest, vocabularies: &Vocabularies, count: usize) -> Result<Self> {
+        let Nearest { users, items, labels, scores, ages, residuals, there } = nearest;
+        let shape = (count, MAX_NEIGHBOURS);
+        let device = &Device::Cpu;
+        let present = || there.iter().map(|there| *there > 0.0);
+        let numbers = |values: &[u32], number: &dyn Fn(u32) -> u32| {
+            let rows =
+                values.iter().zip(present()).map(|(value, there)| if there { number(*value) } else { 0 });
+            Tensor::from_vec(rows.collect::<Vec<u32>>(), shape, device)
+        };
+        Ok(NearestColumns {
+            user: numbers(&users, &|user| vocabularies.user.row(user))?,
+            slot: numbers(&items, &slot)?,
+            label: Tensor::from_vec(labels, shape, device)?,
+            score: Tensor::from_vec(scores, shape, device)?,
+            age: Tensor::from_vec(ages, shape, device)?,
+            residual: Tensor::from_vec(residuals, shape, device)?,
+            there: Tensor::from_vec(there, shape, device)?,
+        })
+    }
+}
+
+/// The distinct values in ascending order, and the place of each value among them.
+fn distinct(values: &[u32]) -> (Vec<u32>, Vec<u32>) {
+    let mut all = values.to_vec();
+    all.sort_unstable();
+    all.dedup();
+    let place = |value: &u32| all.partition_point(|other| other < value) as u32;
+    let places = values.iter().map(place).collect();
+    (all, places)
+}
+
+/// The probabilities of logits [B].
+///
+/// # Errors
+/// Where the logits aren't f32.
+pub fn scores(probabilities: &Tensor) -> Result<Vec<f32>> {
+    probabilities.to_dtype(DType::F32)?.to_vec1()
+}

@@ -1,0 +1,65 @@
+//! A small data set in which neighbours know what ids can't: items come one after the other, each is rated by
+//! many users within a short time, and whether a user likes it depends on the group of both. In the test period
+//! all items are new, so ids say nothing of them, while the ratings of users alike tell what they are.
+#![allow(clippy::unwrap_used)]
+
+use super::dataset::{Prepared, Protocol};
+use ictflow_connectors::encoder::hashed::Hashed;
+use ictflow_operators::ranking::draws::Draws;
+use ictflow_schemas::dataset::Dataset;
+use ictflow_schemas::history::Label;
+use ictflow_schemas::item::Item;
+
+/// Users, items, and the users that rate an item.
+const USERS: u32 = 24;
+const ITEMS: u32 = 60;
+const RATERS: usize = 20;
+
+/// Milliseconds between ratings.
+const STEP: i64 = 600_000;
+
+/// One rating in so many goes against the rule.
+const NOISE: u32 = 12;
+
+/// A rating: user, item, time, whether it is positive.
+pub fn ratings() -> Vec<(u32, u32, i64, bool)> {
+    let mut draws = Draws::new(11);
+    let mut all = Vec::new();
+    for item in 0..ITEMS {
+        let group = draws.below(2);
+        let mut users: Vec<u32> = (0..USERS).collect();
+        draws.shuffle(&mut users);
+        for user in &users[..RATERS] {
+            let time = 1_600_000_000_000 + all.len() as i64 * STEP;
+            let against = draws.below(NOISE) == 0;
+            all.push((*user, item, time, (user % 2 == group) != against));
+        }
+    }
+    all
+}
+
+/// The data set.
+pub fn data() -> Dataset {
+    let mut data = Dataset::new("rate");
+    for item in 0..ITEMS {
+        let record = Item {
+            title: Some(format!("film {item}")),
+            categories: (0..=item % 3).map(|category| format!("kind {category}")).collect(),
+            creator: (item % 4 > 0).then(|| format!("studio {}", item % 5)),
+            ..Item::default()
+        };
+        data.add_item(&format!("i{item}"), &record).unwrap();
+    }
+    for (user, item, time, positive) in ratings() {
+        let label = if positive { Label::Positive } else { Label::Negative };
+        data.add_row(&format!("u{user}"), &format!("i{item}"), time, label, true).unwrap();
+    }
+    data.sort();
+    data
+}
+
+/// The data set, made ready by a protocol.
+pub fn prepared(protocol: Protocol) -> Prepared {
+    let cache = tempfile::tempdir().unwrap();
+    Prepared::of(data(), protocol, &mut Hashed::new(16), cache.path()).unwrap()
+}

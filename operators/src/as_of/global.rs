@@ -1,0 +1,189 @@
+//! The source `global` as of each example's time: the paper's demonstrations, for training.
+//!
+//! **Computes**, for every example at t = its event_time: the selection of [`crate::retrieval::global`]
+//! for its user's history then and its item, among the eligible examples ([`selected`]) whose item has a
+//! vector, whose label was known strictly before t and whose event_time isn't older than
+//! `demonstration_ttl` at t. An example whose item has no vector has no selection.
+//!
+//! Scores need no CoT, so none is asked for: a demonstration's CoT fields are empty, and who wants CoTs
+//! looks them up by the identity. Vectors are those given, of all times: catalogs aren't replayed.
+//! `max_demonstrations` isn't applied.
+//!
+//! **Cost**: for each example one product a demonstration for its history, two halves wide; for each item
+//! one product a demonstration, once. Memory: the demonstrations that are known, one i32 an (item,
+//! demonstration).
+
+use super::{Error, key};
+use crate::eligible::selected;
+use crate::retrieval::global::{Best, ItemRow, Pool, UserRow};
+use crate::retrieval::split::SplitSum;
+use ictflow_schemas::catalog::{ItemState, ItemVector};
+use ictflow_schemas::config::Semantics;
+use ictflow_schemas::demonstration::Demonstration;
+use ictflow_schemas::example::{Example, Verdict};
+use ictflow_schemas::feature::point_id;
+use ictflow_schemas::framing::Digest;
+use ictflow_schemas::history::Entry;
+use ictflow_schemas::neighbour::LabelledExample;
+use ictflow_schemas::vector::{Quantised, VectorSum};
+use ictflow_schemas::{Id, Millis};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// An example with its demonstrations as of its time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GlobalRow {
+    /// The place of the example in what was given.
+    pub place: usize,
+    /// The example.
+    pub example: Arc<Example>,
+    /// The selection with scores, ascending, nearest last.
+    pub used: Vec<(Arc<Demonstration>, i64)>,
+}
+
+/// How the source is replayed.
+#[derive(Clone, Copy, Debug)]
+pub struct GlobalOptions<'o> {
+    /// K, the strides, the time to live.
+    pub semantics: &'o Semantics,
+    /// Names the points, which decide ties.
+    pub prompt_version: &'o str,
+    /// How much later than at label_time a label is known, milliseconds.
+    pub label_delay_ms: Millis,
+}
+
+/// The replay: an iterator over [`GlobalRow`]s by (event_time, user, event_id).
+#[derive(Debug)]
+pub struct GlobalReplay<'o> {
+    vectors: &'o HashMap<Id, Quantised>,
+    options: GlobalOptions<'o>,
+    queries: std::vec::IntoIter<(Arc<Example>, usize)>,
+    /// Eligible examples by label time, from the next one to be known on.
+    waiting: std::iter::Peekable<std::vec::IntoIter<Arc<Example>>>,
+    pool: Pool,
+    /// What is in the pool, by event_time.
+    by_age: BTreeMap<(Millis, Uuid), Arc<Demonstration>>,
+    /// Slots in the order in which they were filled.
+    filled: Vec<usize>,
+    /// By item its products, and how many of `filled` they know.
+    rows: HashMap<Id, (ItemRow, usize)>,
+}
+
+impl<'o> GlobalReplay<'o> {
+    /// Prepares the replay of examples in any order; vectors by item.
+    ///
+    /// # Errors
+    /// As [`super::Replay::new`].
+    pub fn new(
+        examples: &[Arc<Example>],
+        vectors: &'o HashMap<Id, Quantised>,
+        options: GlobalOptions<'o>,
+    ) -> Result<Self, Error> {
+        let mut sorted: Vec<(Arc<LabelledExample>, usize)> =
+            examples.iter().map(|example| Arc::new(LabelledExample::of(example))).zip(0..).collect();
+        sorted.sort_unstable_by(|(a, _), (b, _)| key(a).cmp(&key(b)));
+        super::check(&sorted)?;
+        let queries: Vec<(Arc<Example>, usize)> =
+            sorted.iter().map(|(_, place)| (examples[*place].clone(), *place)).collect();
+        sorted.retain(|(label, place)| {
+            vectors.contains_key(&label.item) && selected(&examples[*place], options.semantics)
+        });
+        sorted.sort_unstable();
+        let waiting: Vec<Arc<Example>> =
+            sorted.into_iter().map(|(_, place)| examples[place].clone()).collect();
+        Ok(GlobalReplay {
+            vectors,
+            options,
+            queries: queries.into_iter(),
+            waiting: waiting.into_iter().peekable(),
+            pool: Pool::default(),
+            by_age: BTreeMap::new(),
+            filled: Vec::new(),
+            rows: HashMap::new(),
+        })
+    }
+
+    fn history(&self, history: &[Entry]) -> VectorSum {
+        VectorSum::over(history.iter().filter_map(|entry| self.vectors.get(&entry.item)).map(|v| &**v))
+    }
+
+    fn demonstration(&self, example: &Example) -> Option<Demonstration> {
+        let vector = self.vectors.get(&example.item)?.clone();
+        let text = self.history(&example.history);
+        let none = Digest([0; 32]);
+        Some(Demonstration {
+            label_time: example.label_time,
+            id: point_id(&example.identity, self.options.prompt_version),
+            identity: example.identity.clone(),
+            item: example.item.clone(),
+            mean: text.mean(vector.len()),
+            item_state: Arc::new(ItemState {
+                text: none,
+                creator: None,
+                categories: vec![],
+                vector: Some(ItemVector { text: none, vector }),
+            }),
+            positive: example.verdict == Verdict::Positive,
+            history: example.history.iter().map(|entry| (entry.item.clone(), None)).collect(),
+            text,
+            cot: Arc::new([]),
+            cot_key: none,
+            fresh: false,
+            cot_created_at: 0,
+        })
+    }
+
+    /// Takes in what is known before `time`, and lets go of what is too old at it.
+    fn advance(&mut self, time: Millis) {
+        let oldest = time.saturating_sub(self.options.semantics.demonstration_ttl_ms);
+        let shown = time.saturating_sub(self.options.label_delay_ms);
+        while let Some(entry) = self.by_age.first_entry()
+            && entry.key().0 < oldest
+        {
+            let slot = self.pool.remove(&entry.remove());
+            self.pool.reuse(slot);
+        }
+        while let Some(example) = self.waiting.next_if(|example| example.label_time < shown) {
+            if example.identity.event_time < oldest {
+                continue;
+            }
+            let Some(demonstration) = self.demonstration(&example).map(Arc::new) else { continue };
+            self.by_age.insert((example.identity.event_time, demonstration.id), demonstration.clone());
+            self.filled.push(self.pool.insert(demonstration));
+        }
+    }
+
+    fn used(&mut self, example: &Example) -> Vec<(Arc<Demonstration>, i64)> {
+        let Some(vector) = self.vectors.get(&example.item) else { return Vec::new() };
+        let history = SplitSum::new(&self.history(&example.history));
+        let GlobalReplay { pool, rows, filled, options, .. } = self;
+        let k = options.semantics.demonstrations;
+        let (row, known) = rows.entry(example.item.clone()).or_default();
+        for slot in &filled[*known..] {
+            row.update(vector, pool, *slot);
+        }
+        *known = filled.len();
+        let user = UserRow::new(&history, pool);
+        let best = Best::scan(&example.identity.user, &example.item, (&user, row), pool, k);
+        let used = best.selection(k).into_iter();
+        used.filter_map(|(slot, score)| Some((pool.get(slot)?.clone(), score))).collect()
+    }
+}
+
+impl Iterator for GlobalReplay<'_> {
+    type Item = GlobalRow;
+
+    fn next(&mut self) -> Option<GlobalRow> {
+        let (example, place) = self.queries.next()?;
+        self.advance(example.identity.event_time);
+        let used = self.used(&example);
+        Some(GlobalRow { place, example, used })
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.queries.size_hint()
+    }
+}
+
+impl ExactSizeIterator for GlobalReplay<'_> {}

@@ -1,0 +1,79 @@
+//! Weights that nobody trained: a job without a trained file serves these, and training starts from
+//! the same draws.
+
+use super::error::WeightsError;
+use super::file::{Description, write};
+use super::shape::{Fill, Kind, Shape, Tensor};
+
+/// A safetensors file of untrained weights of the kind `decoder`: the same bytes for the same seed
+/// and shape, on every machine. A job without a trained file serves these, and its vectors say so.
+///
+/// # Errors
+/// [`WeightsError::Limit`] for a shape out of range.
+pub fn untrained(seed: u64, shape: Shape) -> Result<Vec<u8>, WeightsError> {
+    untrained_of(Kind::Decoder, seed, shape)
+}
+
+/// A safetensors file of untrained weights of a kind: the same bytes for the same seed and shape,
+/// on every machine.
+///
+/// Tensors are drawn one after the other in the order of `schemas/weights.md`, element by element,
+/// from one splitmix64 stream that starts at the seed. An element is (2 u - 1) · limit with
+/// u = (the number's top 24 bits) / 2^24.
+///
+/// # Errors
+/// [`WeightsError::Limit`] for a shape out of range.
+pub fn untrained_of(kind: Kind, seed: u64, shape: Shape) -> Result<Vec<u8>, WeightsError> {
+    shape.check()?;
+    let mut stream = SplitMix64(seed);
+    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = shape
+        .tensors(kind)
+        .into_iter()
+        .map(|tensor| {
+            let values = fill(&tensor, &mut stream);
+            let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+            (tensor.name, tensor.shape, bytes)
+        })
+        .collect();
+    let kind = kind.name().to_owned();
+    write(&tensors, &Description { encoder: None, kind, seed: Some(seed), trained: false })
+}
+
+/// The values of an untrained tensor.
+pub(super) fn fill(tensor: &Tensor, stream: &mut SplitMix64) -> Vec<f32> {
+    let count: usize = tensor.shape.iter().product();
+    let width = *tensor.shape.last().unwrap_or(&1);
+    let limit = match tensor.fill {
+        Fill::Hashed | Fill::Table => (3.0 / width as f64).sqrt(),
+        Fill::Xavier => (6.0 / (width + tensor.shape[0]) as f64).sqrt(),
+        Fill::Bias => return vec![0.0; count],
+        Fill::Norm => return vec![1.0; count],
+    };
+    let mut values: Vec<f32> = (0..count)
+        .map(|_| {
+            let unit = (stream.next() >> 40) as f64 / (1u64 << 24) as f64;
+            ((2.0 * unit - 1.0) * limit) as f32
+        })
+        .collect();
+    if matches!(tensor.fill, Fill::Hashed) {
+        values[..width].fill(0.0);
+    }
+    values
+}
+
+/// The generator splitmix64: the state grows by a constant, the output is a mix of it.
+pub(super) struct SplitMix64(pub(super) u64);
+
+impl SplitMix64 {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        mix(self.0)
+    }
+}
+
+/// The mix of splitmix64.
+pub(super) fn mix(z: u64) -> u64 {
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}

@@ -1,0 +1,359 @@
+//! Neighbours: for every pair what the sources `same_item` and `same_user` say of it.
+//!
+//! ```text
+//! examples ─ labelled ─┬─ sketches ─▶ effective (broadcast) ─┐
+//!                      ├─ to the user's worker ──────────────┼─▶ neighbours ─▶ touched pairs
+//!                      └─ to every worker ───────────────────┤
+//! pairs, item states (broadcast), clock ─────────────────────┘
+//! ```
+//! **Computes**, for each pair of [`crate::pairs`], the selections of [`crate::retrieval::same_item`] and
+//! [`crate::retrieval::same_user`] as of the event clock t: the newest R labels strictly before t, compared
+//! by the effective sketches and the centred texts.
+//!
+//! **Maintained**: a label that comes, goes or becomes known, because the clock passes its time, touches
+//! just the pairs of its item and those of its user. A sketch or text that changes touches the pairs of
+//! its owner and those whose ring has it: all such changes of a sketch period come in one epoch. Of the
+//! touched pairs those are emitted that stand otherwise than before. While the clock says not to publish
+//! only rings, sketches and texts are kept; the first epoch that publishes computes every pair once.
+//!
+//! **Late changes, erasure**: [`crate::retrieval::ring`]. Whoever erases a user retracts that user's
+//! final examples here too.
+//!
+//! **Memory**: rings of the worker's users and of all items, of shared examples; unit forms of all sketches
+//! and texts, shared; for a pair its two selections, a shared example and a score a neighbour.
+
+#[cfg(test)]
+mod tests;
+
+use crate::clock::{Clock, Wheel};
+use crate::examples::is_final;
+use crate::index::set;
+use crate::retrieval::neighbours::{Neighbourhood, SPARE, Sources};
+use crate::retrieval::ring::Ring;
+use crate::retrieval::same_item::same_item;
+use crate::retrieval::same_user::{self, same_user};
+use crate::retrieval::sketch::Side;
+use crate::retrieval::unit::centred;
+use crate::retrieval::votes::{item_votes, user_votes};
+use crate::sketches::Effective;
+use crate::staged::{route, staged};
+use crate::{Changes, Epoch};
+use differential_dataflow::VecCollection;
+use ictflow_schemas::catalog::Item;
+use ictflow_schemas::config::Semantics;
+use ictflow_schemas::neighbour::{LabelledExample, Votes, rate_of};
+use ictflow_schemas::vector::Quantised;
+use ictflow_schemas::{Id, Millis, NO_TIME};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+/// What the operator takes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Input {
+    /// A pair, as far as the user's side says.
+    Pair((Id, Id)),
+    /// A labelled example, for the ring of its user.
+    OfUser(Arc<LabelledExample>),
+    /// A labelled example, for the ring of its item, for the worker named.
+    OfItem(u64, Arc<LabelledExample>),
+    /// An effective sketch, for the worker named.
+    Sketch(u64, Effective),
+    /// An item's state, for the worker named.
+    Item(u64, (Id, Item)),
+    /// The epoch's clock, for the worker named.
+    Clock(u64, Clock),
+}
+
+/// A pair that stands otherwise than before.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct NeighbourUpdate {
+    /// The user.
+    pub user: Id,
+    /// The item.
+    pub item: Id,
+    /// `None`: it is no pair any more.
+    pub sources: Option<Arc<Sources>>,
+}
+
+/// What an epoch's changes touch.
+#[derive(Debug, Default)]
+struct Touched {
+    /// Pairs that came.
+    pairs: BTreeSet<(Id, Id)>,
+    /// Users and items whose ring shows something else.
+    rings: BTreeSet<(Side, Id)>,
+    /// Users and items that are compared by something else.
+    likeness: BTreeSet<(Side, Id)>,
+}
+
+/// The state of the operator.
+#[derive(Debug)]
+pub struct Neighbours {
+    semantics: Arc<Semantics>,
+    neighbourhood: Neighbourhood,
+    centre: Quantised,
+    /// By side: of users, of items.
+    rings: [HashMap<Id, Ring>; 2],
+    /// Rings with a label that isn't known yet.
+    hidden: Wheel<(Side, Id)>,
+    /// By side: of users, of items.
+    sketches: [HashMap<Id, (Quantised, i32)>; 2],
+    items: HashMap<Id, Item>,
+    texts: HashMap<Id, Quantised>,
+    /// By user and item, what was emitted.
+    pairs: BTreeMap<Id, BTreeMap<Id, Option<Arc<Sources>>>>,
+    users_of: HashMap<Id, BTreeSet<Id>>,
+    now: Millis,
+    published: bool,
+}
+
+impl Neighbours {
+    /// An empty state. `centre` is what the centre of item vectors is taken for.
+    pub fn new(semantics: Arc<Semantics>, neighbourhood: Neighbourhood, centre: Quantised) -> Self {
+        Neighbours {
+            semantics,
+            neighbourhood,
+            centre,
+            rings: Default::default(),
+            hidden: Wheel::default(),
+            sketches: Default::default(),
+            items: HashMap::new(),
+            texts: HashMap::new(),
+            pairs: BTreeMap::new(),
+            users_of: HashMap::new(),
+            now: NO_TIME,
+            published: false,
+        }
+    }
+
+    /// Takes an epoch's changes; gives how many pairs were computed.
+    pub fn step(&mut self, changes: Changes<Input>, out: &mut Changes<NeighbourUpdate>) -> usize {
+        let mut touched = Touched::default();
+        let mut labels: BTreeMap<(Side, Arc<LabelledExample>), isize> = BTreeMap::new();
+        let mut pairs: BTreeMap<(Id, Id), isize> = BTreeMap::new();
+        let (mut items, mut clock) = (BTreeSet::new(), None);
+        for (input, diff) in changes {
+            match input {
+                Input::Pair(pair) => *pairs.entry(pair).or_default() += diff,
+                Input::OfUser(label) => *labels.entry((Side::User, label)).or_default() += diff,
+                Input::OfItem(_, label) => *labels.entry((Side::Item, label)).or_default() += diff,
+                Input::Clock(_, now) => clock = Some(now),
+                Input::Item(_, (id, item)) => {
+                    items.insert(id.clone());
+                    set(&mut self.items, id, item, diff);
+                }
+                Input::Sketch(_, Effective { side, id, unit, rate }) => {
+                    touched.likeness.insert((side, id.clone()));
+                    set(&mut self.sketches[side as usize], id, (unit, rate), diff);
+                }
+            }
+        }
+        let Some(clock) = clock else { return 0 };
+        self.now = clock.now;
+        touched.rings.extend(self.hidden.pop(self.now));
+        for ((side, label), diff) in labels.into_iter().filter(|(_, diff)| *diff != 0) {
+            self.label(side, label, diff, &clock, &mut touched);
+        }
+        for id in items {
+            self.centre_text(id, &mut touched);
+        }
+        for ((user, item), diff) in pairs.into_iter().filter(|(_, diff)| *diff != 0) {
+            self.pair(user, item, diff, &mut touched, out);
+        }
+        if !clock.publish {
+            return 0;
+        }
+        let stale = if std::mem::replace(&mut self.published, true) {
+            self.pairs_of(touched)
+        } else {
+            self.pairs.iter().flat_map(|(u, items)| items.keys().map(|i| (u.clone(), i.clone()))).collect()
+        };
+        let computed = stale.len();
+        for (user, item) in stale {
+            self.emit(user, item, out);
+        }
+        computed
+    }
+
+    fn label(
+        &mut self,
+        side: Side,
+        label: Arc<LabelledExample>,
+        diff: isize,
+        clock: &Clock,
+        touched: &mut Touched,
+    ) {
+        let (owner, time) = (side.owner(&label).clone(), label.label_time);
+        let rings = &mut self.rings[side as usize];
+        let ring = rings.entry(owner.clone()).or_default();
+        let changed = if diff > 0 { ring.insert(label) } else { ring.remove(&label) };
+        ring.forget(self.neighbourhood.ring + SPARE, |label| {
+            is_final(label.event_time, clock.maximum(label.partition), &self.semantics)
+        });
+        if ring.is_empty() {
+            rings.remove(&owner);
+        }
+        if changed && time >= self.now {
+            self.hidden.register(time, (side, owner));
+        } else if changed {
+            touched.rings.insert((side, owner));
+        }
+    }
+
+    /// Centres the text of an item; one that is the same as before touches nothing.
+    fn centre_text(&mut self, item: Id, touched: &mut Touched) {
+        let vector = self.items.get(&item).and_then(|item| item.vector.as_ref());
+        let text = vector.map(|vector| centred(&vector.vector, &self.centre));
+        let old = match &text {
+            Some(text) => self.texts.insert(item.clone(), text.clone()),
+            None => self.texts.remove(&item),
+        };
+        if old != text {
+            touched.likeness.insert((Side::Item, item));
+        }
+    }
+
+    fn pair(
+        &mut self,
+        user: Id,
+        item: Id,
+        diff: isize,
+        touched: &mut Touched,
+        out: &mut Changes<NeighbourUpdate>,
+    ) {
+        if diff > 0 {
+            self.pairs.entry(user.clone()).or_default().insert(item.clone(), None);
+            self.users_of.entry(item.clone()).or_default().insert(user.clone());
+            touched.pairs.insert((user, item));
+            return;
+        }
+        let Some(items) = self.pairs.get_mut(&user) else { return };
+        let emitted = items.remove(&item).flatten();
+        if items.is_empty() {
+            self.pairs.remove(&user);
+        }
+        if let Some(users) = self.users_of.get_mut(&item) {
+            users.remove(&user);
+            if users.is_empty() {
+                self.users_of.remove(&item);
+            }
+        }
+        if emitted.is_some() {
+            out.push((NeighbourUpdate { user, item, sources: None }, 1));
+        }
+    }
+
+    /// The pairs that are touched.
+    fn pairs_of(&self, touched: Touched) -> BTreeSet<(Id, Id)> {
+        let Touched { mut pairs, rings, likeness } = touched;
+        let mut keys = rings;
+        if !likeness.is_empty() {
+            // Who has one of them in the ring. No index: they change together, once a sketch period.
+            let user = |label: &Arc<LabelledExample>| likeness.contains(&(Side::User, label.user.clone()));
+            let item = |label: &Arc<LabelledExample>| likeness.contains(&(Side::Item, label.item.clone()));
+            let by_item = self.users_of.keys().filter(|id| self.seen(Side::Item, id).iter().any(user));
+            let by_user = self.pairs.keys().filter(|id| self.seen(Side::User, id).iter().any(item));
+            keys.extend(by_item.map(|id| (Side::Item, id.clone())));
+            keys.extend(by_user.map(|id| (Side::User, id.clone())));
+            keys.extend(likeness);
+        }
+        for (side, id) in keys {
+            match side {
+                Side::User => {
+                    let items = self.pairs.get(&id).into_iter().flatten();
+                    pairs.extend(items.map(|(item, _)| (id.clone(), item.clone())));
+                }
+                Side::Item => {
+                    let users = self.users_of.get(&id).into_iter().flatten();
+                    pairs.extend(users.map(|user| (user.clone(), id.clone())));
+                }
+            }
+        }
+        pairs.retain(|(user, item)| self.pairs.get(user).is_some_and(|items| items.contains_key(item)));
+        pairs
+    }
+
+    /// What the ring of a key shows now.
+    fn seen(&self, side: Side, id: &Id) -> &[Arc<LabelledExample>] {
+        let ring = self.rings[side as usize].get(id);
+        ring.map_or(&[], |ring| ring.before(self.now, self.neighbourhood.ring))
+    }
+
+    fn sources(&self, user: &Id, item: &Id) -> Sources {
+        let selected = self.neighbourhood.selected;
+        let sketch = |side: Side, id: &str| self.sketches[side as usize].get(id).map(|(unit, _)| &**unit);
+        let known = |item: &str| same_user::Item {
+            sketch: sketch(Side::Item, item),
+            text: self.texts.get(item).map(|text| &**text),
+        };
+        let rate =
+            |item: &str| self.sketches[Side::Item as usize].get(item).map_or(rate_of(0, 0), |known| known.1);
+        let of_item = self.seen(Side::Item, item);
+        let same_item = same_item(user, of_item, |user| sketch(Side::User, user), selected);
+        let same_user = same_user(item, self.seen(Side::User, user), known, selected);
+        let others = of_item.iter().filter(|other| other.user != *user);
+        let votes = Votes {
+            same_item: item_votes(others.map(|other| &**other), &same_item),
+            same_user: user_votes(&same_user, rate),
+        };
+        Sources { same_item, same_user, votes }
+    }
+
+    /// Computes a pair and emits it where it stands otherwise than before.
+    fn emit(&mut self, user: Id, item: Id, out: &mut Changes<NeighbourUpdate>) {
+        let sources = self.sources(&user, &item);
+        let Some(emitted) = self.pairs.get_mut(&user).and_then(|items| items.get_mut(&item)) else { return };
+        if emitted.as_deref() != Some(&sources) {
+            let sources = Arc::new(sources);
+            *emitted = Some(sources.clone());
+            out.push((NeighbourUpdate { user, item, sources: Some(sources) }, 1));
+        }
+    }
+}
+
+/// The operator's inputs. `sketches` and `items` are broadcast, and so are `labels` beside the copy that goes
+/// to the user's worker.
+pub struct Inputs<'s> {
+    /// Pairs, as far as the user's side says.
+    pub pairs: VecCollection<'s, Epoch, (Id, Id), isize>,
+    /// Labelled examples.
+    pub labels: VecCollection<'s, Epoch, Arc<LabelledExample>, isize>,
+    /// Labelled examples, for every worker.
+    pub everywhere: VecCollection<'s, Epoch, (u64, Arc<LabelledExample>), isize>,
+    /// Effective sketches.
+    pub sketches: VecCollection<'s, Epoch, (u64, Effective), isize>,
+    /// Items' states.
+    pub items: VecCollection<'s, Epoch, (u64, (Id, Item)), isize>,
+    /// The clock.
+    pub clock: VecCollection<'s, Epoch, (u64, Clock), isize>,
+}
+
+/// The operator `neighbours`.
+pub fn neighbours<'s>(
+    inputs: Inputs<'s>,
+    semantics: Arc<Semantics>,
+    neighbourhood: Neighbourhood,
+    centre: Quantised,
+) -> VecCollection<'s, Epoch, NeighbourUpdate, isize> {
+    let mut state = Neighbours::new(semantics, neighbourhood, centre);
+    let Inputs { pairs, labels, everywhere, sketches, items, clock } = inputs;
+    let input = pairs
+        .map(Input::Pair)
+        .concat(labels.map(Input::OfUser))
+        .concat(everywhere.map(|(worker, label)| Input::OfItem(worker, label)))
+        .concat(sketches.map(|(worker, sketch)| Input::Sketch(worker, sketch)))
+        .concat(items.map(|(worker, item)| Input::Item(worker, item)))
+        .concat(clock.map(|(worker, clock)| Input::Clock(worker, clock)));
+    let by = |input: &Input| match input {
+        Input::Pair((user, _)) => route(user),
+        Input::OfUser(label) => route(&label.user),
+        Input::OfItem(worker, _)
+        | Input::Sketch(worker, _)
+        | Input::Item(worker, _)
+        | Input::Clock(worker, _) => *worker,
+    };
+    staged(input, "neighbours", by, move |_, changes, out| {
+        state.step(changes, out);
+    })
+}
