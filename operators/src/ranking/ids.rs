@@ -6,19 +6,19 @@ use candle_core::{DType, Result, Tensor};
 /// padded at the end; C categories an item.
 #[derive(Clone, Debug)]
 pub struct Ids {
-    /// [B].
+    /// `[B]`.
     pub user: Tensor,
-    /// [B].
+    /// `[B]`.
     pub item: Tensor,
-    /// [B].
+    /// `[B]`.
     pub creator: Tensor,
-    /// [B, C].
+    /// `[B, C]`.
     pub categories: Tensor,
-    /// [B, T].
+    /// `[B, T]`.
     pub history_items: Tensor,
-    /// [B, T].
+    /// `[B, T]`.
     pub history_creators: Tensor,
-    /// [B, T, C].
+    /// `[B, T, C]`.
     pub history_categories: Tensor,
 }
 
