@@ -6,8 +6,8 @@
 //! Which column means what is said by [`Columns`]; columns that none of them names are passed over.
 //!
 //! ```text
-//! user_id:token	item_id:token	rating:float	timestamp:float
-//! 196	242	3	881250949
+//! user_id:token⇥item_id:token⇥rating:float⇥timestamp:float
+//! 196⇥242⇥3⇥881250949
 //! ```
 //! A row of `NAME.inter` is one interaction; its label is a column or a rule over a value
 //! ([`Labels`]). A row of `NAME.item` is what is known of one item; of several rows of one item the last
