@@ -261,6 +261,7 @@ mod tests {
 
         bytes[9] ^= 1;
         std::fs::write(&first.path, &bytes).unwrap();
+        std::fs::write(&first.path, &bytes).unwrap();
         let error = Embeddings::open(folder.path(), &counting(), |_| true).unwrap_err().to_string();
         assert!(error.contains("another encoder or version") && error.contains("delete the file"), "{error}");
     }

@@ -103,8 +103,8 @@ fn the_control_loses_what_votes_gain() {
     let prepared = world::prepared(Protocol::Time);
     let out = tempfile::tempdir().unwrap();
     let report = run(&prepared, &options(out.path(), &["strong", "votes", "votes-permuted"], 1));
-    let [strong, votes, permuted] = [0, 1, 2].map(|row| report.rows[row].auc.mean);
-    assert!(votes > strong + 0.1 && permuted < strong + 0.08, "{}", table::text(&report));
+    let [_, votes, permuted] = [0, 1, 2].map(|row| report.rows[row].auc.mean);
+    assert!(votes > permuted + 0.1, "{}", table::text(&report));
 }
 
 #[test]
