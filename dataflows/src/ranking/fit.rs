@@ -40,7 +40,7 @@ pub struct Training {
 
 impl Default for Training {
     fn default() -> Self {
-        Training { batch: 512, epochs: 30, checks: 4, patience: 6, learning_rate: 5e-4, weight_decay: 1e-3 }
+        Training { batch: 512, epochs: 30, checks: 2, patience: 3, learning_rate: 5e-4, weight_decay: 1e-3 }
     }
 }
 
