@@ -50,7 +50,7 @@ const QUICK: [&str; 16] = [
     "--arms",
 ];
 
-fn quick<'a>(arms: &'a str) -> Vec<&'a str> {
+fn quick(arms: &str) -> Vec<&str> {
     [&QUICK[..], &[arms]].concat()
 }
 

@@ -23,7 +23,7 @@ fn rows(case: &Value) -> (Vec<u32>, Vec<bool>, Vec<f64>, Vec<f64>) {
         out.1.push(label);
         if clamped {
             out.2.push(f64::from(u8::from(label)));
-            out.3.push(f64::from(u8::from(label == (b % 2 == 0))));
+            out.3.push(f64::from(u8::from(label == (b.is_multiple_of(2)))));
         } else {
             let score = |n: u32| (f64::from(n) + 0.5) / f64::from(grid);
             out.2.push(score(a));
