@@ -88,7 +88,7 @@ fn what_is_malformed_reaches_the_user_with_a_hint() {
     let all = ratings();
     for (what, inter, parts) in [
         ("empty", String::new(), vec!["d.inter", "empty"]),
-        ("no rows", HEAD.to_owned(), vec!["no row is labelled"]),
+        ("no rows", HEAD.to_owned(), vec!["a header and no rows"]),
         ("no column", all.replace("rating:float", "stars:float"), vec!["rating"]),
         ("NaN", all.replacen("\t5\t", "\tNaN\t", 1), vec!["line ", "NaN"]),
         ("one class", all.replace("\t2\t", "\t5\t"), vec!["positive", "threshold"]),
