@@ -63,7 +63,7 @@ pub struct Nearest {
     pub labels: Vec<u32>,
     /// Scores, as a vector reads them.
     pub scores: Vec<f32>,
-    /// Ages: how much older than the newest of them.
+    /// Ages: how much older than the newest that the source selected.
     pub ages: Vec<f32>,
     /// Residuals: labels less their users' like-rates then.
     pub residuals: Vec<f32>,
@@ -167,7 +167,8 @@ impl Nearest {
     /// Sets the places from `begin` on to the nearest of the selected.
     fn set(&mut self, data: &Dataset, begin: usize, selected: &[Neighbour]) -> Result<()> {
         let nearest = &selected[selected.len().saturating_sub(MAX_NEIGHBOURS)..];
-        let newest = nearest.iter().map(|neighbour| neighbour.example.label_time).max().unwrap_or_default();
+        // Of all that were selected, also those that the vector doesn't read: as serving counts.
+        let newest = selected.iter().map(|neighbour| neighbour.example.label_time).max().unwrap_or_default();
         for (place, neighbour) in (begin..).zip(nearest) {
             let other = &neighbour.example;
             self.users[place] = found(data.users().find(&other.user), "user", &other.user)?;
