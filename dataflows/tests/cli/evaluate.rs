@@ -92,7 +92,11 @@ fn what_is_malformed_reaches_the_user_with_a_hint() {
         ("no column", all.replace("rating:float", "stars:float"), vec!["rating"]),
         ("NaN", all.replacen("\t5\t", "\tNaN\t", 1), vec!["line ", "NaN"]),
         ("one class", all.replace("\t2\t", "\t5\t"), vec!["positive", "threshold"]),
-        ("few rows", all.lines().take(4).map(|line| format!("{line}\n")).collect(), vec!["(", ")"]),
+        (
+            "few rows",
+            all.lines().take(4).map(|line| format!("{line}\n")).collect(),
+            vec!["has no samples of 3 labelled rows"],
+        ),
     ] {
         let folder = folder(&inter);
         let (code, _, err) = evaluate(folder.path(), &quick("ids"));
