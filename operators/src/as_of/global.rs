@@ -187,3 +187,96 @@ impl Iterator for GlobalReplay<'_> {
 }
 
 impl ExactSizeIterator for GlobalReplay<'_> {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::retrieval::global::score_of;
+    use ictflow_schemas::history::{Identity, Label};
+
+    struct Random(u64);
+
+    impl Random {
+        fn below(&mut self, limit: u64) -> u64 {
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (self.0 >> 33) % limit
+        }
+    }
+
+    fn example(random: &mut Random, id: usize) -> Arc<Example> {
+        let event_time = random.below(60) as i64;
+        let entry = |n: u64, random: &mut Random| Entry {
+            event_time: event_time - 1,
+            event_id: format!("{n}").into(),
+            item: format!("i{}", random.below(6)).into(),
+            kind: "k".into(),
+            label: Label::Positive,
+        };
+        let length = random.below(4);
+        let positive = random.below(2) == 0;
+        Arc::new(Example {
+            history: (0..length).map(|n| entry(n, random)).collect(),
+            identity: Identity {
+                user: format!("u{}", random.below(5)).into(),
+                event_time,
+                event_id: format!("e{id}").into(),
+            },
+            partition: 0,
+            item: format!("i{}", random.below(6)).into(),
+            verdict: if positive { Verdict::Positive } else { Verdict::ImplicitNegative },
+            label_time: event_time + random.below(6) as i64,
+        })
+    }
+
+    #[test]
+    fn selections_are_those_of_sorting_what_was_known() {
+        let mut compared = 0;
+        for seed in 1..=60 {
+            let mut random = Random(seed);
+            let examples: Vec<Arc<Example>> = (0..50).map(|id| example(&mut random, id)).collect();
+            // The last item has no vector.
+            let vector =
+                |random: &mut Random| -> Quantised { (0..3).map(|_| random.below(9) as i16 - 4).collect() };
+            let vectors: HashMap<Id, Quantised> =
+                (0..5).map(|item| (format!("i{item}").into(), vector(&mut random))).collect();
+            let mut semantics =
+                Semantics { demonstrations: 4, demonstration_ttl_ms: 30, ..Semantics::default() };
+            semantics.cot_stride.positive = 1;
+            semantics.cot_stride.implicit_negative = 1 + random.below(2);
+            let delay = random.below(2) as i64 * 7;
+            let options =
+                GlobalOptions { semantics: &semantics, prompt_version: "p@1", label_delay_ms: delay };
+            let replay = GlobalReplay::new(&examples, &vectors, options).expect("no example is wrong");
+            for row in replay {
+                let (query, t) = (&row.example, row.example.identity.event_time);
+                let own = |e: &Example| (&e.identity.user, &e.item) == (&query.identity.user, &query.item);
+                let known = examples.iter().filter(|e| {
+                    selected(e, &semantics)
+                        && e.label_time + delay < t
+                        && e.identity.event_time + 30 >= t
+                        && !own(e)
+                });
+                let replay = GlobalReplay::new(&[], &vectors, options).expect("nothing is wrong");
+                let mut ranked: Vec<(i64, Demonstration)> = match vectors.get(&query.item) {
+                    Some(vector) => {
+                        let text = replay.history(&query.history);
+                        let made = known.filter_map(|e| replay.demonstration(e));
+                        made.map(|c| (score_of(&text, vector, &c), c)).collect()
+                    }
+                    None => vec![],
+                };
+                ranked.sort_by_key(|(score, c)| std::cmp::Reverse((*score, c.label_time, c.id)));
+                let (yes, no): (Vec<_>, Vec<_>) = ranked.into_iter().partition(|(_, c)| c.positive);
+                let from_yes = yes.len().min(4 - no.len().min(2));
+                let from_no = no.len().min(4 - from_yes);
+                let mut best: Vec<_> =
+                    yes.into_iter().take(from_yes).chain(no.into_iter().take(from_no)).collect();
+                best.sort_by_key(|(score, c)| (*score, c.label_time, c.id));
+                let found: Vec<_> = row.used.iter().map(|(c, score)| (*score, (**c).clone())).collect();
+                compared += found.len();
+                assert_eq!(found, best, "seed {seed}, {:?}", query.identity);
+            }
+        }
+        assert!(compared > 3_000, "only {compared} were compared");
+    }
+}
