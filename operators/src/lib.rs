@@ -25,6 +25,7 @@ pub mod ranking;
 pub mod recovery;
 pub mod retrieval;
 pub mod sketches;
+mod splitmix;
 pub mod staged;
 pub mod standing;
 pub mod vectors;

@@ -34,6 +34,7 @@ use crate::retrieval::same_user::{Item, same_user};
 use crate::retrieval::sketch::{Side, Sketches};
 use crate::retrieval::unit::centred;
 use crate::retrieval::votes::{item_votes, user_votes};
+use crate::splitmix::SplitMix64;
 use ictflow_schemas::neighbour::{LabelledExample, Votes};
 use ictflow_schemas::vector::Quantised;
 use ictflow_schemas::{Id, Millis};
@@ -315,21 +316,14 @@ fn check(queries: &[(Arc<LabelledExample>, usize)]) -> Result<(), Error> {
 /// labels are in order, so the order in which they were given doesn't show.
 fn permute(labels: &mut [Arc<LabelledExample>], seed: u64) {
     let mut said: Vec<_> = labels.iter().map(|label| (label.verdict, label.rate)).collect();
-    let mut state = seed;
+    let mut stream = SplitMix64(seed);
     for last in (1..said.len()).rev() {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let number = u128::from(mix(state));
+        let number = u128::from(stream.bits());
         said.swap(last, ((number * (last as u128 + 1)) >> 64) as usize);
     }
     for (label, (verdict, rate)) in labels.iter_mut().zip(said) {
         *label = Arc::new(LabelledExample { verdict, rate, ..(**label).clone() });
     }
-}
-
-fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 /// Puts an example among its own neighbours, where its score would have it.

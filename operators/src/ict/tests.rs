@@ -5,8 +5,8 @@
 use super::file::{Description, write};
 use super::kernel::{EPSILON, dot, exp};
 use super::shape::Fill;
-use super::untrained::mix;
 use super::*;
+use crate::splitmix::{STEP, mix};
 use ictflow_schemas::Id;
 use ictflow_schemas::catalog::{Item, ItemState, ItemVector};
 use ictflow_schemas::example::Verdict;
@@ -66,7 +66,7 @@ struct CaseDemonstration {
 
 /// The formula of `golden/ict.py`.
 pub(super) fn number(stream: u64, i: usize) -> u64 {
-    mix(stream.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(i as u64))
+    mix(stream.wrapping_mul(STEP).wrapping_add(i as u64))
 }
 
 /// A number of the formula in [-1, 1).

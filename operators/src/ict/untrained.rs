@@ -4,6 +4,7 @@
 use super::error::WeightsError;
 use super::file::{Description, write};
 use super::shape::{Fill, Kind, Shape, Tensor};
+use crate::splitmix::SplitMix64;
 
 /// A safetensors file of untrained weights of the kind `decoder`: the same bytes for the same seed
 /// and shape, on every machine. A job without a trained file serves these, and its vectors say so.
@@ -51,7 +52,7 @@ pub(super) fn fill(tensor: &Tensor, stream: &mut SplitMix64) -> Vec<f32> {
     };
     let mut values: Vec<f32> = (0..count)
         .map(|_| {
-            let unit = (stream.next() >> 40) as f64 / (1u64 << 24) as f64;
+            let unit = (stream.bits() >> 40) as f64 / (1u64 << 24) as f64;
             ((2.0 * unit - 1.0) * limit) as f32
         })
         .collect();
@@ -59,21 +60,4 @@ pub(super) fn fill(tensor: &Tensor, stream: &mut SplitMix64) -> Vec<f32> {
         values[..width].fill(0.0);
     }
     values
-}
-
-/// The generator splitmix64: the state grows by a constant, the output is a mix of it.
-pub(super) struct SplitMix64(pub(super) u64);
-
-impl SplitMix64 {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        mix(self.0)
-    }
-}
-
-/// The mix of splitmix64.
-pub(super) fn mix(z: u64) -> u64 {
-    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }

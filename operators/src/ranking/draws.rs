@@ -1,35 +1,25 @@
 //! Seeded draws: SplitMix64, so that a seed means the same on every machine and in every version.
 
+use crate::splitmix::{STEP, SplitMix64, mix};
+
 /// A stream of draws. The same seed and stream give the same draws.
 #[derive(Clone, Debug)]
-pub struct Draws {
-    state: u64,
-}
-
-/// 2^64 / golden ratio: the step of SplitMix64.
-const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
-
-fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
-}
+pub struct Draws(SplitMix64);
 
 impl Draws {
     /// The draws of a seed.
     pub fn new(seed: u64) -> Self {
-        Draws { state: seed }
+        Draws(SplitMix64(seed))
     }
 
     /// One of 2^64 streams of a seed: what is drawn in one doesn't move another.
     pub fn stream(seed: u64, stream: u64) -> Self {
-        Draws { state: mix(seed.wrapping_add(STEP)) ^ mix(stream.wrapping_add(STEP).wrapping_mul(STEP)) }
+        Draws(SplitMix64(mix(seed.wrapping_add(STEP)) ^ mix(stream.wrapping_add(STEP).wrapping_mul(STEP))))
     }
 
     /// The next 64 bits.
     pub fn bits(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(STEP);
-        mix(self.state)
+        self.0.bits()
     }
 
     /// A number below `bound`, each equally often; 0 for the bound 0. The high half of 32 bits times

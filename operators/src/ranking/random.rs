@@ -1,10 +1,10 @@
 //! Random numbers that a seed and a name decide, and nothing else.
 
-/// A stream of splitmix64: the state grows by a constant, the output is a mix of it.
-///
-/// Streams are opened by name, so a variable keeps its first values when another one is added before it.
+use crate::splitmix::{SplitMix64, mix};
+
+/// A stream of splitmix64. Streams are opened by name, so a variable keeps its first values when another one is added before it.
 #[derive(Clone, Debug)]
-pub struct Stream(u64);
+pub struct Stream(SplitMix64);
 
 impl Stream {
     /// The stream of a seed and a name (64-bit FNV-1a, mixed with the seed).
@@ -13,13 +13,12 @@ impl Stream {
         let name = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
         });
-        Stream(mix(seed) ^ mix(name))
+        Stream(SplitMix64(mix(seed) ^ mix(name)))
     }
 
     /// The next 64 bits.
     pub fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        mix(self.0)
+        self.0.bits()
     }
 
     /// Uniform in [0, 1), a multiple of 2^-53.
@@ -33,13 +32,6 @@ impl Stream {
         let radius = (-2.0 * (1.0 - self.unit()).ln()).sqrt();
         radius * (std::f64::consts::TAU * self.unit()).cos()
     }
-}
-
-/// The mix of splitmix64.
-fn mix(z: u64) -> u64 {
-    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 #[cfg(test)]

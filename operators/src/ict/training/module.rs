@@ -2,10 +2,11 @@
 
 use super::super::file::{self, CENTRE, Description};
 use super::super::shape::{Fill, Tensors};
-use super::super::untrained::{SplitMix64, fill};
+use super::super::untrained::fill;
 use super::super::{Kind, Shape, TEXT_HIDDEN, WeightsError};
 use super::{HashedRows, TrainingError};
 use crate::ranking::ids::Tables;
+use crate::splitmix::SplitMix64;
 use candle_core::{Device, Tensor, Var};
 use std::collections::BTreeMap;
 

@@ -8,6 +8,7 @@ use crate::ranking::loss::cross_entropy;
 use crate::ranking::random::Stream;
 use crate::ranking::tables::Rows;
 use crate::ranking::variables::{Role, values};
+use crate::splitmix::{STEP, mix};
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Var};
 use std::collections::BTreeMap;
@@ -70,10 +71,7 @@ struct Case {
 
 /// The formula of `golden/backbones.py`.
 fn value(stream: u64, i: usize) -> f32 {
-    let z = stream.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(i as u64);
-    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    let z = z ^ (z >> 31);
+    let z = mix(stream.wrapping_mul(STEP).wrapping_add(i as u64));
     ((z >> 44) as i64 - (1 << 19)) as f32 / (1 << 19) as f32
 }
 
