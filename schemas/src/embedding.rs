@@ -29,6 +29,12 @@ pub struct Embedding {
 /// How far the norm of a logged vector may be from 1.
 pub const NORM_TOLERANCE: f64 = 1e-3;
 
+/// Whether all components are finite and the norm, taken in f64, is within [`NORM_TOLERANCE`] of 1.
+pub fn is_unit(vector: &[f32]) -> bool {
+    let norm = vector.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt();
+    (norm - 1.0).abs() <= NORM_TOLERANCE
+}
+
 impl Embedding {
     /// The record's key: framed (encoder, digest in hex), with `failed:` before the digest of a
     /// failure.
@@ -47,10 +53,7 @@ impl Embedding {
         let digest = Digest::from_hex(&self.digest)?;
         match self.status {
             EmbeddingStatus::Failed => Some((digest, None)),
-            EmbeddingStatus::Ok => {
-                let norm = self.vector.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt();
-                ((norm - 1.0).abs() <= NORM_TOLERANCE).then_some((digest, Some(self.vector.as_slice())))
-            }
+            EmbeddingStatus::Ok => is_unit(&self.vector).then_some((digest, Some(self.vector.as_slice()))),
         }
     }
 }

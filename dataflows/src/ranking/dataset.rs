@@ -11,7 +11,6 @@ use ictflow_operators::ranking::split::{
 };
 use ictflow_schemas::dataset::Dataset;
 use ictflow_schemas::framing::{Digest, Frame, text_digest};
-use ictflow_schemas::history::Label;
 use ictflow_schemas::vector::Quantised;
 use serde::Serialize;
 use std::collections::HashSet;
@@ -218,13 +217,8 @@ fn contents(data: &Dataset) -> Digest {
         names.ids().iter().for_each(|id| add(Frame::new().text(id)));
     }
     for row in data.rows() {
-        let label = match row.label {
-            Label::Positive => "positive",
-            Label::Negative => "negative",
-            Label::None => "none",
-        };
         let frame = Frame::new().int(row.time).int(i64::from(row.user)).int(i64::from(row.item));
-        add(frame.int(i64::from(row.number)).text(label).int(i64::from(row.engagement)));
+        add(frame.int(i64::from(row.number)).text(row.label.word()).int(i64::from(row.engagement)));
     }
     for item in 0..data.items().len() as u32 {
         let catalog = data.catalog();

@@ -8,7 +8,7 @@
 use super::progress::Progress;
 use ictflow_connectors::encoder::Embed;
 use ictflow_connectors::{Disposition, Error, Result};
-use ictflow_schemas::embedding::NORM_TOLERANCE;
+use ictflow_schemas::embedding::is_unit;
 use ictflow_schemas::framing::Digest;
 use ictflow_schemas::vector::{Quantised, quantise};
 use std::collections::HashMap;
@@ -154,13 +154,11 @@ fn embed(encoder: &mut dyn Embed, texts: &[(Digest, &str)]) -> Result<Vec<Option
         Err(error) if error.disposition == Disposition::Poison => vec![None],
         Err(error) => return Err(error),
     };
-    let unit = |vector: &Vec<f32>| {
-        let norm = vector.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt();
-        (norm - 1.0).abs() <= NORM_TOLERANCE
-    };
     Ok(vectors
         .into_iter()
-        .map(|vector: Option<Vec<f32>>| vector.filter(unit).map(|vector| quantise(&vector)))
+        .map(|vector: Option<Vec<f32>>| {
+            vector.filter(|vector| is_unit(vector)).map(|vector| quantise(&vector))
+        })
         .collect())
 }
 

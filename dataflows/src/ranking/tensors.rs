@@ -23,7 +23,7 @@ use ictflow_operators::ict::{MAX_NEIGHBOURS, SOURCES, count_scalar};
 use ictflow_operators::ranking::ids::Ids;
 use ictflow_operators::ranking::tables::Rows;
 use ictflow_schemas::history::Label;
-use ictflow_schemas::neighbour::RATE_ONE;
+use ictflow_schemas::neighbour::{RATE_ONE, rate_of};
 use ictflow_schemas::vector::SCALE;
 use std::ops::Range;
 
@@ -279,15 +279,12 @@ impl Columns {
 /// What a user's own labels say: the rate of positive ones, shrunk to ½ and less ½, and L2(1 + n) / 8 of their
 /// number n.
 fn own_labels(labels: impl Iterator<Item = Label>) -> [f32; LABEL_SCALARS] {
-    let (mut positive, mut all) = (0_u64, 0_u64);
+    let (mut positive, mut all) = (0_i64, 0_i64);
     for label in labels.filter(|label| *label != Label::None) {
-        positive += u64::from(label == Label::Positive);
+        positive += i64::from(label == Label::Positive);
         all += 1;
     }
-    // As `schemas::neighbour::rate`, which counts the entries of an example.
-    let one = RATE_ONE.unsigned_abs();
-    let rate = u64::from(one) * (positive + 1) / (all + 2);
-    [rate as f32 / one as f32 - 0.5, count_scalar(all)]
+    [rate_of(positive, all) as f32 / RATE_ONE as f32 - 0.5, count_scalar(all.unsigned_abs())]
 }
 
 impl Items {
@@ -427,10 +424,10 @@ fn distinct(values: &[u32]) -> (Vec<u32>, Vec<u32>) {
     (all, places)
 }
 
-/// The probabilities of logits [B].
+/// The probabilities [B] of a batch as numbers.
 ///
 /// # Errors
-/// Where the logits aren't f32.
+/// Where they are no list.
 pub fn scores(probabilities: &Tensor) -> Result<Vec<f32>> {
     probabilities.to_dtype(DType::F32)?.to_vec1()
 }
