@@ -2,7 +2,7 @@
 //! its bits, and files of either kind that are wrong.
 #![allow(clippy::unwrap_used)]
 
-use super::tests::{GoldenItem, GoldenShape, World, at, bits, file, number, tiny};
+use super::tests::{GoldenItem, GoldenShape, World, at, bits, file, number, tiny, within_1e_5};
 use super::*;
 use ictflow_schemas::framing::{Domain, Frame, digest};
 use serde::Deserialize;
@@ -95,12 +95,7 @@ fn golden_numbers_within_1e_5() {
         for (what, found, expected) in
             [("x", x(world, case), &case.x), ("vector", run(world, case), &case.vector)]
         {
-            assert_eq!(found.len(), expected.len());
-            for (found, expected) in found.iter().zip(expected) {
-                let error = (f64::from(*found) - expected).abs();
-                assert!(error < 1e-5, "{what} of {:?}: {found} instead of {expected}", case.name);
-                worst = worst.max(error);
-            }
+            worst = worst.max(within_1e_5(&format!("{what} of {:?}", case.name), &found, expected));
         }
     }
     println!("largest error over {} cases: {worst:.2e}", cases.len());

@@ -225,6 +225,18 @@ fn case<'a>(cases: &'a [Case], name: &str) -> &'a Case {
     cases.iter().find(|c| c.name == name).unwrap()
 }
 
+/// The largest error of what was found.
+pub(super) fn within_1e_5(what: &str, found: &[f32], expected: &[f64]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let mut worst = 0.0f64;
+    for (found, expected) in found.iter().zip(expected) {
+        let error = (f64::from(*found) - expected).abs();
+        assert!(error < 1e-5, "{what}: {found} instead of {expected}");
+        worst = worst.max(error);
+    }
+    worst
+}
+
 #[test]
 fn golden_numbers_within_1e_5() {
     let (cases, worlds) = golden();
@@ -234,12 +246,7 @@ fn golden_numbers_within_1e_5() {
         for (what, found, expected) in
             [("x", world.x(case), &case.x), ("vector", world.run(case), &case.vector)]
         {
-            assert_eq!(found.len(), expected.len());
-            for (found, expected) in found.iter().zip(expected) {
-                let error = (f64::from(*found) - expected).abs();
-                assert!(error < 1e-5, "{what} of {:?}: {found} instead of {expected}", case.name);
-                worst = worst.max(error);
-            }
+            worst = worst.max(within_1e_5(&format!("{what} of {:?}", case.name), &found, expected));
         }
     }
     println!("largest error over {} cases: {worst:.2e}", cases.len());

@@ -89,7 +89,23 @@ impl Phase {
     }
 }
 
-/// y = x Wᵀ + b, with W [outputs, inputs].
+/// y = W x + b over the last dimension; W is [outputs, inputs] as in a file.
+pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> candle_core::Result<Tensor> {
+    let (outputs, inputs) = weight.dims2()?;
+    let mut shape = x.dims().to_vec();
+    // One product of two matrices: a batch of small ones is slower.
+    let y = x.reshape(((), inputs))?.matmul(&weight.t()?)?;
+    let y = match bias {
+        Some(bias) => y.broadcast_add(bias)?,
+        None => y,
+    };
+    if let Some(last) = shape.last_mut() {
+        *last = outputs;
+    }
+    y.reshape(shape)
+}
+
+/// A layer of [`linear`].
 #[derive(Clone, Debug)]
 pub struct Linear {
     weight: Tensor,
@@ -118,21 +134,7 @@ impl Linear {
     /// # Errors
     /// Where the last dimension isn't `inputs`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor, RankingError> {
-        let (outputs, inputs) = self.weight.dims2()?;
-        let y = match x.rank() {
-            2 => x.matmul(&self.weight.t()?)?,
-            _ => {
-                let mut shape = x.dims().to_vec();
-                if let Some(last) = shape.last_mut() {
-                    *last = outputs;
-                }
-                x.reshape(((), inputs))?.matmul(&self.weight.t()?)?.reshape(shape)?
-            }
-        };
-        Ok(match &self.bias {
-            Some(bias) => y.broadcast_add(bias)?,
-            None => y,
-        })
+        Ok(linear(x, &self.weight, self.bias.as_ref())?)
     }
 
     /// W [outputs, inputs].

@@ -1,24 +1,9 @@
 //! Layers with gradients. Each is built of operations that candle can run backwards.
 
 use crate::ranking::ids::mean;
+pub(super) use crate::ranking::layers::linear;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Storage, Tensor, bail};
-
-/// y = W x + b over the last dimension; W is [outputs, inputs] as in the file.
-pub(super) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    let (outputs, inputs) = weight.dims2()?;
-    let mut shape = x.dims().to_vec();
-    // One product of two matrices: a batch of small ones is slower.
-    let y = x.reshape(((), inputs))?.matmul(&weight.t()?)?;
-    let y = match bias {
-        Some(bias) => y.broadcast_add(bias)?,
-        None => y,
-    };
-    if let Some(last) = shape.last_mut() {
-        *last = outputs;
-    }
-    y.reshape(shape)
-}
 
 /// Softmax over the last dimension. The largest logit only shifts them, so it needs no gradient.
 pub(super) fn softmax(logits: &Tensor) -> Result<Tensor> {
