@@ -159,7 +159,7 @@ impl Features {
             event_time: retrieved.view.history.last().map(|entry| entry.event_time),
         };
         // A feature that contradicts itself must not reach a ranker.
-        if let Err(violation) = invariants::feature(&feature, self.k) {
+        if let Err(violation) = invariants::feature(&feature, self.k, self.neighbours) {
             panic!("feature of an epoch breaks an invariant: {}", violation.0);
         }
         feature
