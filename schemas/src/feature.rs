@@ -144,6 +144,10 @@ pub struct Feature {
     /// What kind of vector `ict` is.
     #[serde(default)]
     pub vector_kind: VectorKind,
+    /// The labels of `history`, entry by entry: 1 positive, 0 negative, −1 none. Empty on records of before
+    /// the field existed.
+    #[serde(default)]
+    pub history_labels: Vec<i32>,
 }
 
 /// The key of `features`: framed (user_id, item_id).

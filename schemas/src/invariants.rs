@@ -37,6 +37,9 @@ pub fn feature(feature: &Feature, k_max: usize, neighbours_max: usize) -> Result
         let of_source = feature.neighbours.iter().filter(|neighbour| neighbour.source == source);
         require(of_source.count() <= neighbours_max, || format!("too many neighbours of {source:?}"))?;
     }
+    require(feature.history_labels.len() == feature.history.len(), || {
+        "history and history_labels differ in length".into()
+    })?;
     require(feature.vector_kind == VectorKind::Decoder || used.is_empty(), || {
         "a vector of attention has demonstrations".into()
     })

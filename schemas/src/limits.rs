@@ -58,7 +58,7 @@ impl Semantics {
         let l = self.history_length;
         // The key repeats the ids.
         let used = self.demonstrations * DEMONSTRATION + 2 * self.neighbours.selected * NEIGHBOUR;
-        let feature = 4 * id + l * id + used + 4 * VECTOR_WIDTH;
+        let feature = 4 * id + l * (id + 1) + used + 4 * VECTOR_WIDTH;
         let example = 5 * id + l * (id + KIND_BYTES + LENGTH + 10 + 10);
         let answer = (2 * id + COT_BYTES).max(4 * TEXT_WIDTH);
         OVERHEAD + self.max_record_bytes.max(feature).max(example).max(answer)

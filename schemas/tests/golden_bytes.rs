@@ -161,6 +161,7 @@ fn golden_values_decode_for_ever() {
         votes: vec![],
         neighbours: vec![],
         vector_kind: VectorKind::Decoder,
+        history_labels: vec![],
     };
     golden.check(1, false, &feature);
     let neighbour =
@@ -179,6 +180,7 @@ fn golden_values_decode_for_ever() {
                 neighbour(NeighbourSource::SameUser, "n2", 1 << 28, 1),
             ],
             vector_kind: VectorKind::Attention,
+            history_labels: vec![-1],
             ..feature
         },
     );

@@ -56,6 +56,7 @@ fn largest(semantics: &Semantics) -> Vec<(&'static str, usize)> {
             2 * semantics.neighbours.selected
         ],
         vector_kind: VectorKind::Attention,
+        history_labels: vec![-1; semantics.history_length],
     };
     let entry = HistoryRecord {
         item_id: id(),
