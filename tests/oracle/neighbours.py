@@ -90,6 +90,7 @@ class Neighbours:
         self.boundary = boundary(world.clock, config.sketch_period)
         known, effective = bisect_left(times, world.clock), bisect_left(times, self.boundary)
         self.labels, self.hidden, self.effective = everything[:known], everything[known:], effective
+        # Signs and unit forms are kept as float64, in which they are exact, so that products needn't convert them.
         self.signs = {}
         # By side and id the labels of its own, of all that are known and of those that sketches have.
         self.rings, self.sketched = defaultdict(list), defaultdict(list)
@@ -106,7 +107,7 @@ class Neighbours:
 
     def _signs_of(self, table, name):
         if (table, name) not in self.signs:
-            self.signs[table, name] = signs(table, name)
+            self.signs[table, name] = signs(table, name).astype(np.float64)
         return self.signs[table, name]
 
     def sketch(self, side, name):
@@ -123,7 +124,8 @@ class Neighbours:
         """The unit form of a sketch, zeros where there is none."""
         if (side, name) not in self.units:
             sketch = self.sketch(side, name)
-            self.units[side, name] = np.zeros(SKETCH_WIDTH, dtype=np.int64) if sketch is None else unit(sketch)
+            form = np.zeros(SKETCH_WIDTH) if sketch is None else unit(sketch)
+            self.units[side, name] = form.astype(np.float64)
         return self.units[side, name]
 
     def text_of(self, item):
@@ -131,7 +133,8 @@ class Neighbours:
         if item not in self.texts:
             vector = self.world.vector_of(item)
             width = self.world.width or 0
-            self.texts[item] = np.zeros(width, np.int64) if vector is None else unit(vector - self.centre)
+            form = np.zeros(width) if vector is None else unit(vector - self.centre)
+            self.texts[item] = form.astype(np.float64)
         return self.texts[item]
 
     def rate_of(self, item):

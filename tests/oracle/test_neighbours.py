@@ -609,6 +609,7 @@ def as_slow(found, row):
 
 
 FEW = {"ring": 9, "selected": 4, "sketch_period_ms": 7 * M, "label_centre": 700}
+OTHER = {"ring": 30, "selected": 4, "label_centre": 700}
 
 
 @pytest.mark.parametrize("constants", [{}, FEW])
@@ -635,7 +636,7 @@ def other(small, tmp_path_factory):
     script = small[0].parent / "script.jsonl"
     erased = ["3", "17", "29", "nobody"]
     world = made_up.make(
-        script, folder, seed=3, width=24, pool=60, kind="attention", erased=erased, neighbours=FEW, **SMALL
+        script, folder, seed=3, width=24, pool=60, kind="attention", erased=erased, neighbours=OTHER, **SMALL
     )
     return folder, world
 
