@@ -8,13 +8,14 @@ export ICTFLOW_PYTHON ?= $(HOME)/.cache/ictflow/python/bin/python
 CARGO ?= cargo
 BINARY = $(or $(CARGO_TARGET_DIR),target)/release/ictflow
 
-.PHONY: help demo demo-again test chaos bench build models tools toolchain lint unit suite oracle doc
+.PHONY: help demo demo-again cots test chaos bench build models tools toolchain lint unit suite oracle doc
 # The prerequisites of a target run one after the other, also under -j: cargo is parallel by itself.
 .NOTPARALLEL:
 
 help:
 	@echo "make demo        MovieLens-100K as streams through the whole pipeline (about 5 minutes after the build)"
 	@echo "make demo-again  a new job over the demo's logs: no call, every vector equal byte for byte"
+	@echo "make cots        CoT texts by the local LLM for training examples of MovieLens-100K, judged (COTS=n: the first n, 60)"
 	@echo "make test        lints, unit tests, the end-to-end suite on a real Kafka, the oracle's own tests"
 	@echo "make chaos       the fault tests in their long form, seeds printed (SEED=n repeats one)"
 	@echo "make bench       throughput, latency, memory, models and commits, with their spread (BENCH=\"--quick\": 5 minutes)"
@@ -27,6 +28,12 @@ demo: build models
 
 demo-again: build models
 	$(BINARY) demo --again
+
+# Texts that are there already aren't asked again: a larger COTS adds to them. ARGS takes more of the program's options,
+# such as --label-free or --max-seconds 600.
+COTS ?= 60
+cots: build models
+	$(BINARY) cots --data $(ICTFLOW_MODELS)/data/ml-100k --generator local --count $(COTS) $(ARGS)
 
 # Figures for the README: all of them on a quiet machine. BENCH takes the program's options.
 bench: toolchain models

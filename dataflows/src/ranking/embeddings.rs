@@ -94,7 +94,7 @@ impl Embeddings {
         if missing.is_empty() {
             return Ok(0);
         }
-        let mut progress = Progress::new("embedding item texts", missing.len());
+        let mut progress = Progress::new("embedding texts", missing.len());
         let mut file = self.append(encoder)?;
         let mut made = 0;
         for (part, texts) in missing.chunks(AT_ONCE).enumerate() {
