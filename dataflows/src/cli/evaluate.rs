@@ -20,6 +20,7 @@ use std::path::PathBuf;
         ids              user, item, creator, categories and history, as ids\n  \
         text             ids, and the text vectors of item and history\n  \
         strong           text, and the user's own like-rate and count of labels: the fair baseline\n  \
+        strong+rate      strong, and the item's plain like-rate and count of labels, without similarity\n  \
         votes            strong, and the votes of neighbours on the same item and of the same user\n  \
         votes-recent     as votes, of the most recent neighbours in the place of the most similar\n  \
         votes-permuted   as votes, with labels that changed places: a control, it must gain nothing\n  \

@@ -5,6 +5,7 @@
 //! | `ids` | yes | | | | |
 //! | `text` | yes | yes | | | |
 //! | `strong` | yes | yes | yes | | |
+//! | `strong+rate` | yes | yes | yes | the first two: how many labels the item's ring has, and their rate | |
 //! | `votes` | yes | yes | yes | both sources | |
 //! | `votes-recent` | yes | yes | yes | of the most recent, not of the most similar | |
 //! | `votes-permuted` | yes | yes | yes | of neighbours whose labels changed places | |
@@ -12,7 +13,8 @@
 //! | `attention+votes` | yes | yes | yes | both sources | attention over neighbours |
 //!
 //! `strong` is the fair baseline: a module that sees labels must not be credited with what the user's own
-//! labels say already. `votes-permuted` is a control that must fall back to it.
+//! labels say already. `strong+rate` tells how much of the votes' gain is the item's plain like-rate, for which
+//! nobody has to be similar to anybody. `votes-permuted` is a control that must fall back to `strong`.
 
 use super::neighbours::Selecting;
 use serde::Serialize;
@@ -26,6 +28,8 @@ pub struct Arm {
     pub text: bool,
     /// Two scalars: the user's like-rate over the history, and how many labels it stands on.
     pub labels: bool,
+    /// Two of the votes: how many labels the item's ring has, and their rate.
+    pub rate: bool,
     /// The votes of both sources: nine scalars.
     pub votes: bool,
     /// The attention vector.
@@ -37,6 +41,9 @@ pub struct Arm {
 /// Scalars of the user's own labels.
 pub const LABEL_SCALARS: usize = 2;
 
+/// The votes that stand for the item's own rate: they come first.
+pub const RATE_SCALARS: usize = 2;
+
 /// Scalars of the votes of both sources.
 pub const VOTE_SCALARS: usize = 9;
 
@@ -47,6 +54,7 @@ const IDS: Arm = Arm {
     name: "ids",
     text: false,
     labels: false,
+    rate: false,
     votes: false,
     attention: false,
     selecting: Selecting::Similar,
@@ -55,10 +63,11 @@ const IDS: Arm = Arm {
 const BASE: Arm = Arm { name: STRONG, text: true, labels: true, ..IDS };
 
 /// All arms, in the order of tables.
-pub const ARMS: [Arm; 8] = [
+pub const ARMS: [Arm; 9] = [
     IDS,
     Arm { name: "text", text: true, ..IDS },
     BASE,
+    Arm { name: "strong+rate", rate: true, ..BASE },
     Arm { name: "votes", votes: true, ..BASE },
     Arm { name: "votes-recent", votes: true, selecting: Selecting::Recent, ..BASE },
     Arm { name: "votes-permuted", votes: true, selecting: Selecting::Permuted, ..BASE },
@@ -67,7 +76,8 @@ pub const ARMS: [Arm; 8] = [
 ];
 
 /// The arms that an evaluation takes unless it is told.
-pub const USUAL: [&str; 6] = ["ids", "text", STRONG, "votes", "attention", "attention+votes"];
+pub const USUAL: [&str; 7] =
+    ["ids", "text", STRONG, "strong+rate", "votes", "attention", "attention+votes"];
 
 impl Arm {
     /// The arm of a name.
@@ -77,12 +87,13 @@ impl Arm {
 
     /// How many scalars it brings.
     pub fn scalars(&self) -> usize {
-        LABEL_SCALARS * usize::from(self.labels) + VOTE_SCALARS * usize::from(self.votes)
+        let of = |there: bool, scalars: usize| if there { scalars } else { 0 };
+        of(self.labels, LABEL_SCALARS) + of(self.rate, RATE_SCALARS) + of(self.votes, VOTE_SCALARS)
     }
 
     /// Whether it needs neighbours.
     pub fn neighbours(&self) -> bool {
-        self.votes || self.attention
+        self.rate || self.votes || self.attention
     }
 }
 

@@ -85,6 +85,7 @@ fn vote_scalars(votes: &Votes) -> [f32; VOTE_SCALARS] {
     let count = |n: i64| count_scalar(n.unsigned_abs());
     let [_, ring, mean, weighted, _, rest @ ..] = votes.numbers();
     let [user_mean, user_weighted, deviation, weighted_deviation] = rest;
+    // The item's own rate comes first: an arm reads these two alone.
     let (of_item, of_user) = (count(votes.same_item.ring), count(votes.same_user.selected));
     [of_item, ring, mean, weighted, of_user, user_mean, user_weighted, deviation, weighted_deviation]
 }

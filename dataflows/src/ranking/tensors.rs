@@ -14,7 +14,7 @@
 //! **Memory**: 4 B a history entry and a scalar of each sample, 768 B a neighbour-reading sample and source,
 //! one text vector an item.
 
-use super::arms::{Arm, LABEL_SCALARS, VOTE_SCALARS};
+use super::arms::{Arm, LABEL_SCALARS, RATE_SCALARS, VOTE_SCALARS};
 use super::dataset::{Part, Prepared};
 use super::neighbours::{Nearest, Neighbours};
 use candle_core::{DType, Device, Result, Tensor};
@@ -267,6 +267,9 @@ impl Columns {
             scalars.push(self.own_labels.index_select(&at, 0)?);
         }
         let needed = || neighbours.ok_or_else(|| candle_core::Error::Msg("the arm needs neighbours".into()));
+        if arm.rate {
+            scalars.push(needed()?.votes.narrow(1, 0, RATE_SCALARS)?.index_select(&at, 0)?);
+        }
         if arm.votes {
             scalars.push(needed()?.votes.index_select(&at, 0)?);
         }

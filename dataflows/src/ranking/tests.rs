@@ -102,9 +102,43 @@ fn votes_win_where_neighbours_know_more_and_finished_cells_are_read_back() {
 fn the_control_loses_what_votes_gain() {
     let prepared = world::prepared(Protocol::Time);
     let out = tempfile::tempdir().unwrap();
-    let report = run(&prepared, &options(out.path(), &["strong", "votes", "votes-permuted"], 1));
-    let [_, votes, permuted] = [0, 1, 2].map(|row| report.rows[row].auc.mean);
+    let report = run(&prepared, &options(out.path(), &["strong+rate", "votes", "votes-permuted"], 1));
+    let [rate, votes, permuted] = [0, 1, 2].map(|row| report.rows[row].auc.mean);
     assert!(votes > permuted + 0.1, "{}", table::text(&report));
+    // Half of the users like what the other half doesn't, so the plain rate of an item says nothing.
+    assert!(votes > rate + 0.1, "{}", table::text(&report));
+    assert_eq!(report.reference, "strong+rate", "the first one, where strong isn't there");
+}
+
+/// The item's own rate is the beginning of the votes.
+#[test]
+fn the_rate_is_what_the_ring_of_the_item_says() {
+    let prepared = world::prepared(Protocol::Time);
+    let (columns, neighbours) = tensors(&prepared);
+    let row = |arm: &str, sample: u32| -> Vec<f32> {
+        let batch = columns.batch(&[sample], &Arm::named(arm).unwrap(), Some(&neighbours)).unwrap();
+        batch.scalars.unwrap().get(0).unwrap().to_vec1().unwrap()
+    };
+    let all: Vec<_> = prepared.samples().copied().collect();
+    let mut compared = 0;
+    for (place, sample) in (0_u32..).zip(&all) {
+        let own = &prepared.data.rows()[sample.row as usize];
+        let earlier = all.iter().filter(|other| {
+            let row = &prepared.data.rows()[other.row as usize];
+            other.item == sample.item && row.user != own.user && row.time < own.time
+        });
+        let (mut n, mut p) = (0.0_f32, 0.0_f32);
+        for other in earlier {
+            n += 1.0;
+            p += f32::from(u8::from(other.positive));
+        }
+        let scalars = row("strong+rate", place);
+        assert_eq!(scalars[2], ictflow_operators::ict::count_scalar(n as u64), "sample {place}");
+        assert!((scalars[3] - (2.0 * p - n) / (2.0 * (n + 2.0))).abs() < 1e-6, "sample {place}");
+        assert_eq!(scalars, row("votes", place)[..4]);
+        compared += usize::from(n > 0.0);
+    }
+    assert!(compared > 1_000, "only {compared} have a ring");
 }
 
 #[test]
@@ -125,7 +159,7 @@ fn every_variable_gets_a_gradient() {
     let prepared = world::prepared(Protocol::Time);
     let (columns, neighbours) = tensors(&prepared);
     let samples: Vec<u32> = (700..764).collect();
-    for name in ["ids", "text", "strong", "votes", "attention", "attention+votes"] {
+    for name in ["ids", "text", "strong", "strong+rate", "votes", "attention", "attention+votes"] {
         let arm = Arm::named(name).unwrap();
         let model = Model::new(Kind::DeepFm, arm, &Sizes::default(), &columns, 1).unwrap();
         let batch = columns.batch(&samples, &arm, Some(&neighbours)).unwrap();
