@@ -71,6 +71,9 @@ struct TrainingOptions {
     /// Its weight decay, coupled.
     #[arg(long, value_name = "RATE", default_value_t = Training::default().weight_decay, value_parser = rate)]
     weight_decay: f64,
+    /// The weight decay of the tables of ids, where it is another.
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    table_decay: Option<f64>,
     /// d: the width of tables, vector and projected texts, a multiple of 4.
     #[arg(long, value_name = "N", default_value_t = Sizes::default().width as u64, value_parser = clap::value_parser!(u64).range(4..=1024))]
     width: u64,
@@ -126,6 +129,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
             patience: training.patience as usize,
             learning_rate: training.learning_rate,
             weight_decay: training.weight_decay,
+            table_decay: training.table_decay,
         },
         out: arguments.out.clone(),
     };

@@ -36,11 +36,21 @@ pub struct Training {
     pub learning_rate: f64,
     /// Adam's coupled weight decay.
     pub weight_decay: f64,
+    /// That of the tables of ids, where it is another.
+    pub table_decay: Option<f64>,
 }
 
 impl Default for Training {
     fn default() -> Self {
-        Training { batch: 512, epochs: 30, checks: 2, patience: 3, learning_rate: 5e-4, weight_decay: 1e-3 }
+        Training {
+            batch: 512,
+            epochs: 30,
+            checks: 2,
+            patience: 3,
+            learning_rate: 5e-4,
+            weight_decay: 1e-3,
+            table_decay: None,
+        }
     }
 }
 
@@ -137,6 +147,7 @@ pub fn fit(
     let settings = adam::Settings {
         learning_rate: training.learning_rate,
         weight_decay: training.weight_decay,
+        table_decay: training.table_decay,
         ..adam::Settings::default()
     };
     let mut adam = Adam::new(settings);

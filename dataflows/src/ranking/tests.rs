@@ -20,8 +20,15 @@ use ictflow_schemas::vector::VectorSum;
 use std::path::Path;
 use std::sync::Arc;
 
-const TRAINING: Training =
-    Training { batch: 64, epochs: 20, checks: 1, patience: 5, learning_rate: 0.01, weight_decay: 1e-4 };
+const TRAINING: Training = Training {
+    batch: 64,
+    epochs: 20,
+    checks: 1,
+    patience: 5,
+    learning_rate: 0.01,
+    weight_decay: 1e-4,
+    table_decay: None,
+};
 
 fn options(out: &Path, arms: &[&str], seeds: u64) -> Options {
     Options {
