@@ -4,6 +4,7 @@ use super::data_set::DataSetOptions;
 use crate::config::checked::models;
 use crate::ranking::arms::{ARMS, Arm, USUAL};
 use crate::ranking::dataset::Prepared;
+use crate::ranking::delay::Delay;
 use crate::ranking::evaluate::{Options, evaluate};
 use crate::ranking::fit::Training;
 use crate::ranking::model::Sizes;
@@ -39,9 +40,18 @@ pub(super) struct Arguments {
     /// Arms, with commas between them; listed below.
     #[arg(long, value_delimiter = ',', default_values_t = USUAL.map(str::to_owned))]
     arms: Vec<String>,
+    /// How much later than its event a label is known, with commas between them, such as 0,10m,1h,1d: all
+    /// arms at each. Labels of neighbours and of the user alike; what a user engaged with
+    /// is known at once.
+    #[arg(long, value_name = "DELAY", value_delimiter = ',', default_value = "0")]
+    label_delay: Vec<Delay>,
     /// Train each with the seeds 1 to this.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=1000))]
     seeds: u64,
+    /// Train so many models at once; it decides no figure. Each takes one core, and more where
+    /// RAYON_NUM_THREADS isn't 1.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=256))]
+    jobs: u64,
     /// The folder of tables, curves and finished cells.
     #[arg(long, default_value = "target/evaluate")]
     out: PathBuf,
@@ -114,6 +124,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let options = Options {
         arms,
         backbones: distinct(&arguments.backbone),
+        delays: distinct(&arguments.label_delay),
         seeds: arguments.seeds,
         sizes: Sizes {
             width: training.width as usize,
@@ -131,6 +142,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
             weight_decay: training.weight_decay,
             table_decay: training.table_decay,
         },
+        jobs: arguments.jobs as usize,
         out: arguments.out.clone(),
     };
     let report = evaluate(&prepared, &options)?;

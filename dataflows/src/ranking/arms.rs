@@ -79,6 +79,14 @@ pub const ARMS: [Arm; 9] = [
 pub const USUAL: [&str; 7] =
     ["ids", "text", STRONG, "strong+rate", "votes", "attention", "attention+votes"];
 
+/// Arms that differ in one thing, and are held against each other where both are there.
+pub const PAIRS: [(&str, &str); 4] = [
+    ("votes", "strong+rate"),
+    ("votes", "votes-recent"),
+    ("attention", "strong+rate"),
+    ("attention+votes", "votes"),
+];
+
 impl Arm {
     /// The arm of a name.
     pub fn named(name: &str) -> Option<Arm> {
@@ -95,6 +103,11 @@ impl Arm {
     pub fn neighbours(&self) -> bool {
         self.rate || self.votes || self.attention
     }
+
+    /// Whether it reads labels of others or of the user, so that it matters when they are known.
+    pub fn reads_labels(&self) -> bool {
+        self.labels || self.neighbours()
+    }
 }
 
 #[cfg(test)]
@@ -110,5 +123,6 @@ mod tests {
         }
         assert_eq!(Arm::named("paper"), None);
         assert!(USUAL.iter().all(|name| Arm::named(name).is_some()));
+        assert!(PAIRS.iter().all(|(arm, other)| arm != other && Arm::named(arm).and(Arm::named(other)).is_some()));
     }
 }

@@ -8,18 +8,21 @@
 //! ```
 //!
 //! `arms` says what a model is given, and is the list of a table's rows; `model` puts a backbone and what an
-//! arm brings together; `fit` trains one model; `evaluate` trains and measures all of them, cell by cell, and
-//! reads finished cells back. Everything is drawn from seeds, and no figure depends on a clock.
+//! arm brings together; `fit` trains one model; `evaluate` trains all of them, cell by cell, and reads finished
+//! cells back; `measure` makes a `report` of them, and `table` writes it. Everything is drawn from seeds, and no figure depends on a clock.
 
 pub mod arms;
 pub mod cell;
 pub mod dataset;
+pub mod delay;
 pub mod embeddings;
 pub mod evaluate;
 pub mod fit;
+pub mod measure;
 pub mod model;
 pub mod neighbours;
 pub mod progress;
+pub mod report;
 pub mod table;
 pub mod tensors;
 

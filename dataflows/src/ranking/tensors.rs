@@ -16,6 +16,7 @@
 
 use super::arms::{Arm, LABEL_SCALARS, RATE_SCALARS, VOTE_SCALARS};
 use super::dataset::{Part, Prepared};
+use super::delay::Delay;
 use super::neighbours::{Nearest, Neighbours};
 use candle_core::{DType, Device, Result, Tensor};
 use ictflow_operators::ict::training::{Neighbours as Gathered, Parties, Samples};
@@ -113,7 +114,7 @@ impl Vocabularies {
 }
 
 /// What is known of items, by slot.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Items {
     /// [S].
     row: Tensor,
@@ -127,8 +128,8 @@ struct Items {
     has_text: Tensor,
 }
 
-/// What the samples are, in the order train, validation, test.
-#[derive(Debug)]
+/// What the samples are, in the order train, validation, test. Clones share their tensors.
+#[derive(Clone, Debug)]
 pub struct Columns {
     items: Items,
     /// [N].
@@ -210,7 +211,6 @@ impl Columns {
         let mut slots = Vec::with_capacity(count);
         let mut labels = Vec::with_capacity(count);
         let mut history = Vec::with_capacity(count * length);
-        let mut own = Vec::with_capacity(count * LABEL_SCALARS);
         for sample in prepared.samples() {
             let row = &data.rows()[sample.row as usize];
             users.push(vocabularies.user.row(row.user));
@@ -219,7 +219,6 @@ impl Columns {
             let before = histories.before(sample.row);
             history.extend(before.iter().map(|row| slot(data.rows()[*row as usize].item)));
             history.extend(std::iter::repeat_n(0, length - before.len()));
-            own.extend(own_labels(before.iter().map(|row| data.rows()[*row as usize].label)));
         }
         let ranges = [Part::Train, Part::Valid, Part::Test].map(|part| prepared.range(part));
         let device = &Device::Cpu;
@@ -229,11 +228,19 @@ impl Columns {
             slot: Tensor::from_vec(slots, count, device)?,
             history: Tensor::from_vec(history, (count, length), device)?,
             label: Tensor::from_vec(labels, count, device)?,
-            own_labels: Tensor::from_vec(own, (count, LABEL_SCALARS), device)?,
+            own_labels: own_labels(prepared, Delay::NONE)?,
             rows: vocabularies.rows(),
             text_width: prepared.text_width,
             parts: ranges,
         })
+    }
+
+    /// The same samples with labels that are known so much later. What users engaged with is known at once.
+    ///
+    /// # Errors
+    /// Where memory can't be had.
+    pub fn delayed(&self, prepared: &Prepared, delay: Delay) -> Result<Self> {
+        Ok(Columns { own_labels: own_labels(prepared, delay)?, ..self.clone() })
     }
 
     /// Where a part stands.
@@ -279,9 +286,22 @@ impl Columns {
     }
 }
 
-/// What a user's own labels say: the rate of positive ones, shrunk to ½ and less ½, and L2(1 + n) / 8 of their
+/// What the users' own labels say of all samples, [N, 2].
+fn own_labels(prepared: &Prepared, delay: Delay) -> Result<Tensor> {
+    let Prepared { data, histories, .. } = prepared;
+    let rows = data.rows();
+    let mut all = Vec::with_capacity(prepared.len() * LABEL_SCALARS);
+    for sample in prepared.samples() {
+        let before = histories.before(sample.row).iter().map(|row| &rows[*row as usize]);
+        let known = before.filter(|row| delay.known(row.time, rows[sample.row as usize].time));
+        all.extend(label_scalars(known.map(|row| row.label)));
+    }
+    Tensor::from_vec(all, (prepared.len(), LABEL_SCALARS), &Device::Cpu)
+}
+
+/// What labels of a user say: the rate of positive ones, shrunk to ½ and less ½, and L2(1 + n) / 8 of their
 /// number n.
-fn own_labels(labels: impl Iterator<Item = Label>) -> [f32; LABEL_SCALARS] {
+fn label_scalars(labels: impl Iterator<Item = Label>) -> [f32; LABEL_SCALARS] {
     let (mut positive, mut all) = (0_i64, 0_i64);
     for label in labels.filter(|label| *label != Label::None) {
         positive += i64::from(label == Label::Positive);

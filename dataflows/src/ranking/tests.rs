@@ -2,17 +2,20 @@
 
 use super::arms::Arm;
 use super::dataset::{Part, Prepared, Protocol};
-use super::evaluate::{Options, Report, evaluate};
-use super::fit::Training;
+use super::delay::Delay;
+use super::evaluate::{Options, evaluate};
+use super::fit::{Material, Training, fit, predict, widened};
 use super::model::{Model, Sizes};
 use super::neighbours::{Neighbours, Selecting, checked};
+use super::report::Report;
 use super::tensors::{Columns, NeighbourColumns, Vocabularies};
 use super::{table, world};
-use ictflow_operators::as_of::Row;
+use ictflow_operators::as_of::{self, Row};
 use ictflow_operators::ict::MAX_NEIGHBOURS;
 use ictflow_operators::ranking::backbones::Kind;
 use ictflow_operators::ranking::layers::{Masks, Phase};
 use ictflow_operators::ranking::loss::cross_entropy;
+use ictflow_operators::ranking::metrics::auc;
 use ictflow_operators::retrieval::neighbours::{Neighbour, Sources};
 use ictflow_schemas::example::Verdict;
 use ictflow_schemas::neighbour::LabelledExample;
@@ -30,13 +33,19 @@ const TRAINING: Training = Training {
     table_decay: None,
 };
 
+fn options_of_tests() -> Options {
+    options(Path::new(""), &[], 1)
+}
+
 fn options(out: &Path, arms: &[&str], seeds: u64) -> Options {
     Options {
         arms: arms.iter().map(|name| Arm::named(name).unwrap()).collect(),
         backbones: vec![Kind::DeepFm],
+        delays: vec![Delay::NONE],
         seeds,
         sizes: Sizes { width: 8, hidden: vec![16], ..Sizes::default() },
         training: TRAINING,
+        jobs: 1,
         out: out.to_owned(),
     }
 }
@@ -75,9 +84,9 @@ fn votes_win_where_neighbours_know_more_and_finished_cells_are_read_back() {
     assert!(report.rows[1].gains.is_none(), "the reference isn't compared with itself");
     assert_eq!(votes.segments[0].auc, Some(votes.auc.mean), "the first segment is all");
 
-    run(&prepared, &options(second.path(), &arms, 2));
+    run(&prepared, &Options { jobs: 3, ..options(second.path(), &arms, 2) });
     let made = files(first.path());
-    assert!(made == files(second.path()), "the same seeds give the same bytes");
+    assert!(made == files(second.path()), "the same seeds give the same bytes, however many train at once");
     assert_eq!(made.len(), 4 + 2 * arms.len() * 2, "tables, cells and curves");
 
     // A cell that stands is read: what is put in its place shows in the table.
@@ -182,7 +191,7 @@ fn every_variable_gets_a_gradient() {
 
 fn tensors(prepared: &Prepared) -> (Columns, NeighbourColumns) {
     let vocabularies = Vocabularies::of(prepared);
-    let neighbours = Neighbours::of(prepared, Selecting::Similar.options()).unwrap();
+    let neighbours = Neighbours::of(prepared, Selecting::Similar.options(Delay::NONE)).unwrap();
     let columns = Columns::of(prepared, &vocabularies).unwrap();
     (columns, NeighbourColumns::of(neighbours, &vocabularies).unwrap())
 }
@@ -191,7 +200,7 @@ fn tensors(prepared: &Prepared) -> (Columns, NeighbourColumns) {
 fn a_batch_is_what_its_samples_are() {
     let prepared = world::prepared(Protocol::Time);
     let vocabularies = Vocabularies::of(&prepared);
-    let neighbours = Neighbours::of(&prepared, Selecting::Similar.options()).unwrap();
+    let neighbours = Neighbours::of(&prepared, Selecting::Similar.options(Delay::NONE)).unwrap();
     let nearest = neighbours.nearest[0].clone();
     let (columns, neighbours) = tensors(&prepared);
     let arm = Arm::named("attention+votes").unwrap();
@@ -273,6 +282,81 @@ fn a_planted_leak_ends_the_replay() {
         let error = checked(row(other), delay).unwrap_err().to_string();
         assert!(error.contains(said) && error.contains("asked of user u"), "{error}");
     }
+}
+
+/// What the neighbours of a replay are worth: the test AUC of the arm `votes`.
+fn worth(prepared: &Prepared, options: as_of::Options) -> f64 {
+    let vocabularies = Vocabularies::of(prepared);
+    let neighbours = Neighbours::replay(prepared, options, Ok).unwrap();
+    let material = Material {
+        columns: &Columns::of(prepared, &vocabularies).unwrap(),
+        neighbours: Some(&NeighbourColumns::of(neighbours, &vocabularies).unwrap()),
+        valid_users: &prepared.users(Part::Valid),
+        valid_labels: &prepared.labels(Part::Valid),
+    };
+    let Options { sizes, training, .. } = options_of_tests();
+    let arm = Arm::named("votes").unwrap();
+    let model = Model::new(Kind::DeepFm, arm, &sizes, material.columns, 1).unwrap();
+    fit(&model, &material, &training, 1, "votes").unwrap();
+    let scores = predict(&model, &material, Part::Test).unwrap();
+    auc(&prepared.labels(Part::Test), &widened(&scores)).unwrap()
+}
+
+#[test]
+fn a_leak_is_worth_a_lot_and_ends_the_replay() {
+    let prepared = world::prepared(Protocol::Time);
+    let honest = Selecting::Similar.options(Delay::NONE);
+    let without = worth(&prepared, honest.clone());
+    for (name, said, options) in [
+        ("allow_self", "its own neighbour", as_of::Options { allow_self: true, ..honest.clone() }),
+        ("allow_future", "not known before", as_of::Options { allow_future: true, ..honest.clone() }),
+    ] {
+        let error = Neighbours::of(&prepared, options.clone()).unwrap_err().to_string();
+        assert!(error.contains(said) && error.contains("figures would be false"), "{name}: {error}");
+        let with = worth(&prepared, options);
+        assert!(with > without + 0.02, "{name}: {with} is no more than {without}");
+    }
+}
+
+#[test]
+fn labels_that_come_later_are_worth_less() {
+    let prepared = world::prepared(Protocol::Time);
+    let out = tempfile::tempdir().unwrap();
+    // An item is rated within 200 minutes: after four hours nobody has said anything of it in time.
+    let delays = vec![Delay::NONE, "4h".parse().unwrap()];
+    let report = run(&prepared, &Options { delays, ..options(out.path(), &["ids", "strong", "votes"], 1) });
+    let at = |delay: usize, arm: usize| &report.rows[3 * delay + arm];
+    assert_eq!((at(1, 2).arm, at(1, 2).label_delay.to_string()), ("votes", "4h".to_owned()));
+    assert!(at(0, 2).auc.mean > at(1, 2).auc.mean + 0.1, "{}", table::text(&report));
+    assert_eq!(at(0, 0).auc, at(1, 0).auc, "ids alone read no label");
+    assert!(at(1, 1).gains.is_none() && at(1, 2).gains.is_some(), "each delay has its own reference");
+    assert_eq!(files(&out.path().join("cells")).len(), 5, "what reads no label is trained once");
+    assert!(table::text(&report).contains("4h     deepfm"), "{}", table::text(&report));
+}
+
+#[test]
+fn own_labels_are_known_after_their_delay() {
+    let prepared = world::prepared(Protocol::Time);
+    let (columns, _) = tensors(&prepared);
+    let delay: Delay = "1h".parse().unwrap();
+    let delayed = columns.delayed(&prepared, delay).unwrap();
+    let arm = Arm::named("strong").unwrap();
+    let scalars = |columns: &Columns, sample: u32| -> Vec<f32> {
+        let batch = columns.batch(&[sample], &arm, None).unwrap();
+        batch.scalars.unwrap().get(0).unwrap().to_vec1().unwrap()
+    };
+    let all: Vec<_> = prepared.samples().copied().collect();
+    let mut fewer = 0;
+    for (place, sample) in (0_u32..).zip(&all) {
+        let rows = prepared.data.rows();
+        let now = rows[sample.row as usize].time;
+        let before = prepared.histories.before(sample.row);
+        let known = before.iter().filter(|row| rows[**row as usize].time + 3_600_000 < now).count();
+        let found = scalars(&delayed, place)[1];
+        assert_eq!(found, ictflow_operators::ict::count_scalar(known as u64), "sample {place}");
+        fewer += usize::from(found < scalars(&columns, place)[1]);
+    }
+    assert!(fewer > 100, "only {fewer} know less");
 }
 
 #[test]
