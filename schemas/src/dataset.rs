@@ -239,6 +239,13 @@ impl Dataset {
         Ok(())
     }
 
+    /// Leaves out the rows of users that aren't wanted. Numbers, of rows too, stay: what is left has the same
+    /// event ids.
+    pub fn retain_users(&mut self, wanted: impl Fn(&str) -> bool) {
+        let wanted: Vec<bool> = self.users.ids.iter().map(|id| wanted(id)).collect();
+        self.rows.retain(|row| wanted[row.user as usize]);
+    }
+
     /// Puts the rows into the order of events.
     pub fn sort(&mut self) {
         self.rows.sort_unstable_by_key(|row| (row.time, row.number));
@@ -301,5 +308,8 @@ mod tests {
         assert_eq!(catalog.creator_names().ids()[catalog.creator(0).unwrap() as usize].as_ref(), "y");
         assert_eq!(data.items().find("c"), Some(2));
         assert_eq!(ROW_BYTES, 24);
+        data.retain_users(|user| user == "u");
+        let left: Vec<_> = data.rows().iter().map(|row| (row.user, row.number)).collect();
+        assert_eq!((left, data.users().find("v")), (vec![(0, 0), (0, 2)], Some(1)));
     }
 }

@@ -31,6 +31,9 @@ pub(super) struct DataSetOptions {
     /// Which rows train, which choose, which test.
     #[arg(long, default_value = "time")]
     protocol: Protocol,
+    /// A fixed cut of so many users, by a hash of their ids, and the rows of these alone.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    users: Option<u64>,
     /// What makes text vectors: the MiniLM model of the cache, or vectors without meaning, for tests.
     #[arg(long, default_value = "minilm")]
     encoder: Encoder,
@@ -99,6 +102,7 @@ impl DataSetOptions {
             name: self.name.clone(),
             columns: self.columns()?,
             protocol: self.protocol,
+            users: self.users.map(|users| usize::try_from(users).unwrap_or(usize::MAX)),
         })
     }
 

@@ -3,6 +3,7 @@
 use super::data_set::DataSetOptions;
 use crate::config::checked::models;
 use crate::ranking::arms::{ARMS, Arm, USUAL};
+use crate::ranking::cots::Cots;
 use crate::ranking::dataset::Prepared;
 use crate::ranking::delay::Delay;
 use crate::ranking::evaluate::{Options, evaluate};
@@ -26,22 +27,28 @@ use std::path::PathBuf;
         votes-recent     as votes, of the most recent neighbours in the place of the most similar\n  \
         votes-permuted   as votes, with labels that changed places: a control, it must gain nothing\n  \
         attention        strong, and the attention vector over neighbours\n  \
-        attention+votes  strong, votes and the attention vector\n\n\
+        attention+votes  strong, votes and the attention vector\n  \
+        decoder-CoT      strong, and the paper's decoder over demonstrations, with one of these CoTs\n  \
+        paper-CoT        ids, and the same vector: texts and labels are met in it alone\n\n\
+        CoT is one of nocot, template (fixed words), llm, shuffled (the LLM's, each at another demonstration)\n\
+        and label-free (the LLM's, written without the label). Demonstrations are training samples: those that\n\
+        the log of --cots explains, for all of these arms alike; without a log one in ten.\n\n\
         Every neighbour's label was known strictly before the sample; a leak ends the command in an error.\n\
         Weights are chosen by the validation part; the test part is scored once a cell, at its end.\n\
         A finished cell (backbone, arm, seed) is read back from --out, so the same command goes on after a kill.\n\
-        --out gets table.txt, table.json, table.csv, segments.csv, and in curves/ the epochs of each training.")]
+        --out gets table.txt, table.json, table.csv, table-segments.csv, the gains as a picture (table.svg), and in\n\
+        curves/ the epochs of each training. --table gives the table another name than that.")]
 pub(super) struct Arguments {
     #[command(flatten)]
     data_set: DataSetOptions,
     /// Backbones, with commas between them: deepfm, xdeepfm, autoint, dcn, dcnv2, din.
     #[arg(long, value_delimiter = ',', default_value = "deepfm", value_parser = backbone)]
     backbone: Vec<Kind>,
-    /// Arms, with commas between them; listed below.
+    /// Arms, with commas between them; listed below. 'all' are all of them.
     #[arg(long, value_delimiter = ',', default_values_t = USUAL.map(str::to_owned))]
     arms: Vec<String>,
     /// How much later than its event a label is known, with commas between them, such as 0,10m,1h,1d: all
-    /// arms at each. Labels of neighbours and of the user alike; what a user engaged with
+    /// arms at each. Labels of neighbours, of demonstrations and of the user alike; what a user engaged with
     /// is known at once.
     #[arg(long, value_name = "DELAY", value_delimiter = ',', default_value = "0")]
     label_delay: Vec<Delay>,
@@ -52,6 +59,12 @@ pub(super) struct Arguments {
     /// RAYON_NUM_THREADS isn't 1.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=256))]
     jobs: u64,
+    /// The log of CoTs that `ictflow cots` made: JSON Lines of a key and a record of the topic cot.
+    #[arg(long, value_name = "FILE")]
+    cots: Option<PathBuf>,
+    /// The name of the table's files in --out: several tables share its finished cells.
+    #[arg(long, value_name = "NAME", default_value = "table", value_parser = file_name)]
+    table: String,
     /// The folder of tables, curves and finished cells.
     #[arg(long, default_value = "target/evaluate")]
     out: PathBuf,
@@ -84,6 +97,9 @@ struct TrainingOptions {
     /// The weight decay of the tables of ids, where it is another.
     #[arg(long, value_name = "RATE", value_parser = rate)]
     table_decay: Option<f64>,
+    /// How much the reconstruction of CoTs counts beside the cross entropy.
+    #[arg(long, value_name = "X", default_value_t = Training::default().reconstruction, value_parser = factor)]
+    reconstruction: f64,
     /// d: the width of tables, vector and projected texts, a multiple of 4.
     #[arg(long, value_name = "N", default_value_t = Sizes::default().width as u64, value_parser = clap::value_parser!(u64).range(4..=1024))]
     width: u64,
@@ -113,12 +129,28 @@ fn rate(text: &str) -> std::result::Result<f64, String> {
     }
 }
 
+fn file_name(text: &str) -> std::result::Result<String, String> {
+    match !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c)) {
+        true => Ok(text.to_owned()),
+        false => Err("give letters, digits, - and _".to_owned()),
+    }
+}
+
+fn factor(text: &str) -> std::result::Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(factor) if (0.0..=1e6).contains(&factor) => Ok(factor),
+        _ => Err("give a number, 0 or more".to_owned()),
+    }
+}
+
 /// Trains and measures, and prints the table.
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let arms = arms(&arguments.arms)?;
     let data_set = &arguments.data_set;
     let mut encoder = data_set.encoder()?;
-    let prepared = Prepared::read(&data_set.source()?, &mut *encoder, &models().join("vectors"))?;
+    let vectors = models().join("vectors");
+    let prepared = Prepared::read(&data_set.source()?, &mut *encoder, &vectors)?;
+    let cots = Cots::of(&prepared, &arms, arguments.cots.as_deref(), &mut *encoder, &vectors)?;
     drop(encoder);
     let training = &arguments.training;
     let options = Options {
@@ -141,12 +173,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
             learning_rate: training.learning_rate,
             weight_decay: training.weight_decay,
             table_decay: training.table_decay,
+            reconstruction: training.reconstruction,
         },
         jobs: arguments.jobs as usize,
         out: arguments.out.clone(),
     };
-    let report = evaluate(&prepared, &options)?;
-    table::write_all(&report, &options.out)?;
+    let report = evaluate(&prepared, &cots, &options)?;
+    table::write_all(&report, &options.out, &arguments.table)?;
     // A reader that has seen enough ends the command, not in an error.
     let mut out = std::io::stdout().lock();
     let _ = out.write_all(table::text(&report).as_bytes()).and_then(|()| out.flush());
@@ -154,8 +187,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
+/// The name of all arms.
+const ALL: &str = "all";
+
 /// The arms of some names, each once.
 fn arms(names: &[String]) -> Result<Vec<Arm>> {
+    if names == [ALL] {
+        return Ok(ARMS.to_vec());
+    }
     let named = |name: &String| {
         Arm::named(name).ok_or_else(|| {
             let all = ARMS.map(|arm| arm.name).join(", ");

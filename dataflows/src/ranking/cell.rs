@@ -6,8 +6,10 @@
 //! cells of other data or settings stay beside it. Files come under their name only when whole.
 
 use super::arms::Arm;
+use super::cots::Cots;
 use super::dataset::{HISTORY, Prepared};
 use super::delay::Delay;
+use super::demonstrations::DEMONSTRATIONS;
 use super::fit::{Curve, Training};
 use super::model::{Sizes, settings};
 use ictflow_connectors::{Error, Result};
@@ -36,6 +38,8 @@ pub struct Key {
     /// The arm.
     pub arm: Arm,
     neighbourhood: Option<(Neighbourhood, usize)>,
+    /// K, and the digest of the pool and its texts.
+    demonstrations: Option<(usize, String)>,
     training: Training,
     /// How much later than its event a label is known; none for an arm that reads no labels.
     pub label_delay: Delay,
@@ -46,14 +50,14 @@ pub struct Key {
 impl Key {
     /// The key of a cell.
     pub fn of(
-        prepared: &Prepared,
+        (prepared, cots): (&Prepared, &Cots),
         backbone: Kind,
         arm: Arm,
         (sizes, training): (&Sizes, Training),
         (label_delay, seed): (Delay, u64),
     ) -> Self {
         // Neighbours are near by their texts too, so the encoder decides them.
-        let reads_texts = arm.text || arm.neighbours();
+        let reads_texts = arm.reads_texts() || arm.neighbours();
         Key {
             figures: FIGURES,
             data: prepared.digest.hex(),
@@ -65,6 +69,7 @@ impl Key {
             sizes: sizes.clone(),
             arm,
             neighbourhood: arm.neighbours().then(|| (Neighbourhood::default(), MAX_NEIGHBOURS)),
+            demonstrations: cots.digest(&arm).map(|digest| (DEMONSTRATIONS, digest.to_owned())),
             training,
             label_delay: if arm.reads_labels() { label_delay } else { Delay::NONE },
             seed,

@@ -4,17 +4,19 @@
 //! its end. Figures are means over seeds; differences are to the arm `strong` (to the first arm where that one
 //! isn't asked for) at the same delay, with intervals by a bootstrap over the test's users.
 
-use super::arms::{Arm, STRONG};
+use super::arms::{Arm, Cot, STRONG};
 use super::cell::{Cell, Key};
+use super::cots::Cots;
 use super::dataset::{Part, Prepared};
 use super::delay::Delay;
+use super::demonstrations::{DemonstrationColumns, Demonstrations};
 use super::failed;
 use super::fit::{Material, Training, fit, predict};
 use super::measure::{Finished, Test};
 use super::model::{Model, Sizes};
 use super::neighbours::{Neighbours, Selecting};
 use super::report::Report;
-use super::tensors::{Columns, NeighbourColumns, Vocabularies};
+use super::tensors::{Columns, NeighbourColumns, Retrieved, Vocabularies};
 use crate::machine;
 use ictflow_connectors::{Error, Result};
 use ictflow_operators::ranking::backbones::Kind;
@@ -47,24 +49,28 @@ pub struct Options {
 /// A data set as tensors at one label delay.
 struct Tensors<'a> {
     prepared: &'a Prepared,
+    cots: &'a Cots,
     vocabularies: Vocabularies,
     delay: Delay,
     columns: Columns,
     neighbours: BTreeMap<Selecting, NeighbourColumns>,
+    demonstrations: BTreeMap<Option<Cot>, DemonstrationColumns>,
     valid_users: Vec<u32>,
     valid_labels: Vec<bool>,
 }
 
 impl<'a> Tensors<'a> {
-    fn new(prepared: &'a Prepared) -> Result<Self> {
+    fn new(prepared: &'a Prepared, cots: &'a Cots) -> Result<Self> {
         let vocabularies = Vocabularies::of(prepared);
         let columns = Columns::of(prepared, &vocabularies).map_err(laid_out)?;
         Ok(Tensors {
             prepared,
+            cots,
             vocabularies,
             delay: Delay::NONE,
             columns,
             neighbours: BTreeMap::new(),
+            demonstrations: BTreeMap::new(),
             valid_users: prepared.users(Part::Valid),
             valid_labels: prepared.labels(Part::Valid),
         })
@@ -75,23 +81,44 @@ impl<'a> Tensors<'a> {
         if delay != self.delay {
             self.columns = self.columns.delayed(self.prepared, delay).map_err(laid_out)?;
             self.neighbours.clear();
+            self.demonstrations.clear();
             self.delay = delay;
         }
-        for arm in arms.filter(|arm| arm.neighbours()) {
-            if !self.neighbours.contains_key(&arm.selecting) {
+        for arm in arms {
+            if arm.neighbours() && !self.neighbours.contains_key(&arm.selecting) {
                 let neighbours = Neighbours::of(self.prepared, arm.selecting.options(delay))?;
                 let neighbours = NeighbourColumns::of(neighbours, &self.vocabularies).map_err(laid_out)?;
                 self.neighbours.insert(arm.selecting, neighbours);
             }
+            if let Some(cot) = arm.demonstrations().filter(|cot| !self.demonstrations.contains_key(cot)) {
+                let columns = self.demonstrated(cot)?;
+                self.demonstrations.insert(cot, columns);
+            }
         }
         Ok(())
+    }
+
+    /// The demonstrations with a kind of CoTs. Which they are is found once for all kinds.
+    fn demonstrated(&self, cot: Option<Cot>) -> Result<DemonstrationColumns> {
+        let vectors = cot.and_then(|cot| self.cots.vectors(cot));
+        match (self.demonstrations.values().next(), vectors) {
+            (Some(columns), Some(vectors)) => columns.with(vectors).map_err(laid_out),
+            (Some(columns), None) => Ok(columns.clone()),
+            (None, vectors) => {
+                let demonstrations = Demonstrations::of(self.prepared, &self.cots.pool, self.delay)?;
+                DemonstrationColumns::of(demonstrations, self.prepared, vectors).map_err(laid_out)
+            }
+        }
     }
 
     /// What the training of an arm reads, once it is made.
     fn material(&self, arm: &Arm) -> Material<'_> {
         Material {
             columns: &self.columns,
-            neighbours: self.neighbours.get(&arm.selecting).filter(|_| arm.neighbours()),
+            retrieved: Retrieved {
+                neighbours: self.neighbours.get(&arm.selecting).filter(|_| arm.neighbours()),
+                demonstrations: arm.demonstrations().and_then(|cot| self.demonstrations.get(&cot)),
+            },
             valid_users: &self.valid_users,
             valid_labels: &self.valid_labels,
         }
@@ -134,7 +161,7 @@ impl Cells<'_> {
         &self,
         keys: &[Key],
         delay: Delay,
-        prepared: &'a Prepared,
+        (prepared, cots): (&'a Prepared, &'a Cots),
         tensors: &mut Option<Tensors<'a>>,
     ) -> Result<Vec<Cell>> {
         let mut cells: Vec<Option<Cell>> = Vec::new();
@@ -148,7 +175,7 @@ impl Cells<'_> {
         if !missing.is_empty() {
             let tensors = match tensors {
                 Some(tensors) => tensors,
-                None => tensors.insert(Tensors::new(prepared)?),
+                None => tensors.insert(Tensors::new(prepared, cots)?),
             };
             tensors.prepare(delay, missing.iter().map(|place| &keys[*place].arm))?;
             self.train(keys, &missing, tensors, &mut cells)?;
@@ -195,8 +222,8 @@ impl Cells<'_> {
 ///
 /// # Errors
 /// `Fatal` where an arm needs texts that aren't there, a training diverges, or a file can't be written.
-pub fn evaluate(prepared: &Prepared, options: &Options) -> Result<Report> {
-    for arm in options.arms.iter().filter(|arm| arm.text) {
+pub fn evaluate(prepared: &Prepared, cots: &Cots, options: &Options) -> Result<Report> {
+    for arm in options.arms.iter().filter(|arm| arm.reads_texts()) {
         prepared.need_texts(arm.name)?;
     }
     let mut tensors = None;
@@ -215,13 +242,12 @@ pub fn evaluate(prepared: &Prepared, options: &Options) -> Result<Report> {
         let mut keys = Vec::with_capacity(of_delay);
         for backbone in &options.backbones {
             for arm in &options.arms {
-                let key = |seed| {
-                    Key::of(prepared, *backbone, *arm, (&options.sizes, options.training), (*delay, seed))
-                };
+                let trained = (&options.sizes, options.training);
+                let key = |seed| Key::of((prepared, cots), *backbone, *arm, trained, (*delay, seed));
                 keys.extend((1..=options.seeds).map(key));
             }
         }
-        let mut made = cells.of(&keys, *delay, prepared, &mut tensors)?.into_iter();
+        let mut made = cells.of(&keys, *delay, (prepared, cots), &mut tensors)?.into_iter();
         for backbone in &options.backbones {
             let arms: Vec<(&str, Vec<Cell>)> = options
                 .arms
@@ -231,7 +257,7 @@ pub fn evaluate(prepared: &Prepared, options: &Options) -> Result<Report> {
             machines.extend(arms.iter().flat_map(|(_, cells)| cells).map(|cell| cell.machine.clone()));
             let finished = Finished { delay: *delay, backbone: *backbone, arms };
             rows.extend(test.rows(&finished, reference)?);
-            pairs.extend(test.pairs(&finished));
+            pairs.extend(test.pairs(&finished, cots.figures.tokens_in + cots.figures.tokens_out));
         }
     }
     let split = &prepared.split;
@@ -247,6 +273,7 @@ pub fn evaluate(prepared: &Prepared, options: &Options) -> Result<Report> {
         training: options.training,
         encoder: prepared.encoder.clone(),
         machines: machines.into_iter().collect(),
+        pool: (cots.figures.demonstrations > 0).then(|| cots.figures.clone()),
         reference,
         rows,
         pairs,

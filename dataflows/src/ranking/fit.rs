@@ -5,14 +5,15 @@
 //! where its AUC didn't rise for `patience` such checks the training ends, and the weights of the best one are
 //! put back. The test part is never touched here.
 
+use super::arms::Arm;
 use super::dataset::Part;
 use super::model::{Model, ModelError};
 use super::progress::Progress;
-use super::tensors::{Columns, NeighbourColumns, scores};
+use super::tensors::{Batch, Columns, Retrieved, scores};
 use ictflow_operators::ranking::adam::{self, Adam};
 use ictflow_operators::ranking::draws::Draws;
 use ictflow_operators::ranking::layers::{Masks, Phase};
-use ictflow_operators::ranking::loss::{cross_entropy, probability};
+use ictflow_operators::ranking::loss::probability;
 use ictflow_operators::ranking::metrics::{auc, gauc, log_loss};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
@@ -38,6 +39,8 @@ pub struct Training {
     pub weight_decay: f64,
     /// That of the tables of ids, where it is another.
     pub table_decay: Option<f64>,
+    /// α: how much the reconstruction of CoTs counts beside the cross entropy.
+    pub reconstruction: f64,
 }
 
 impl Default for Training {
@@ -50,6 +53,7 @@ impl Default for Training {
             learning_rate: 5e-4,
             weight_decay: 1e-3,
             table_decay: None,
+            reconstruction: 1.0,
         }
     }
 }
@@ -104,12 +108,22 @@ impl Curve {
 pub struct Material<'a> {
     /// The samples.
     pub columns: &'a Columns,
-    /// Their neighbours, where the arm needs them.
-    pub neighbours: Option<&'a NeighbourColumns>,
+    /// What was retrieved for them.
+    pub retrieved: Retrieved<'a>,
     /// The users of validation samples, by number.
     pub valid_users: &'a [u32],
     /// The labels of validation samples.
     pub valid_labels: &'a [bool],
+}
+
+impl Material<'_> {
+    /// The batch of some samples, as an arm needs it.
+    ///
+    /// # Errors
+    /// Where the material isn't of the arm.
+    pub fn batch(&self, samples: &[u32], arm: &Arm) -> Result<Batch, ModelError> {
+        Ok(self.columns.batch(samples, arm, self.retrieved)?)
+    }
 }
 
 /// The probabilities of a part's samples, in their order.
@@ -121,7 +135,7 @@ pub fn predict(model: &Model, material: &Material<'_>, part: Part) -> Result<Vec
     let samples: Vec<u32> = range.map(|sample| sample as u32).collect();
     let mut all = Vec::with_capacity(samples.len());
     for samples in samples.chunks(SCORED_AT_ONCE) {
-        let batch = material.columns.batch(samples, model.arm(), material.neighbours)?;
+        let batch = material.batch(samples, model.arm())?;
         let logits = model.logits(&batch, &mut Phase::Serving)?;
         all.extend(scores(&probability(&logits.detach())?)?);
     }
@@ -166,7 +180,8 @@ pub fn fit(
         let mut done = 0;
         for (place, samples) in (1..).zip(&batches) {
             step += 1;
-            sum.add(take_step(model, material, samples, &mut adam, (seed, step))?, samples.len());
+            let loss = take_step(model, material, samples, training, &mut adam, (seed, step))?;
+            sum.add(loss, samples.len());
             done += samples.len();
             let checks = |place: usize| place * training.checks.max(1) / batches.len();
             if checks(place) == checks(place - 1) {
@@ -219,12 +234,12 @@ fn take_step(
     model: &Model,
     material: &Material<'_>,
     samples: &[u32],
+    training: &Training,
     adam: &mut Adam,
     (seed, step): (u64, u64),
 ) -> Result<f64, ModelError> {
-    let batch = material.columns.batch(samples, model.arm(), material.neighbours)?;
-    let logits = model.logits(&batch, &mut Phase::Training(Masks::new(seed, step)))?;
-    let loss = cross_entropy(&logits, &batch.label)?;
+    let batch = material.batch(samples, model.arm())?;
+    let loss = model.loss(&batch, &mut Phase::Training(Masks::new(seed, step)), training.reconstruction)?;
     adam.step(&model.variables, &loss.backward()?)?;
     Ok(f64::from(loss.to_scalar::<f32>()?))
 }

@@ -1,12 +1,12 @@
 //! Figures of finished cells: what the scores of the test part are worth.
 
-use super::arms::PAIRS;
+use super::arms::{Arm, Cot, PAIRS};
 use super::cell::Cell;
 use super::dataset::{Part, Prepared};
 use super::delay::Delay;
 use super::failed;
 use super::fit::widened;
-use super::report::{Figure, Gains, Pair, Row, SegmentFigures};
+use super::report::{Figure, Gains, Pair, PerTokens, Row, SegmentFigures};
 use ictflow_connectors::Result;
 use ictflow_operators::ranking::backbones::Kind;
 use ictflow_operators::ranking::bootstrap::{Paired, Rounds};
@@ -116,11 +116,20 @@ impl Test {
         Ok(rows)
     }
 
-    /// The pairs of arms that are both there; none where a metric has no value.
-    pub fn pairs(&self, finished: &Finished) -> Vec<Pair> {
+    /// The pairs of arms that are both there; none where a metric has no value. `tokens` were paid for the
+    /// LLM's texts.
+    pub fn pairs(&self, finished: &Finished, tokens: i64) -> Vec<Pair> {
         let pair = |(arm, against): &(&'static str, &'static str)| {
             let gains = self.gains(&finished.scores(against)?, &finished.scores(arm)?)?;
+            let shuffled =
+                Arm::named(against).and_then(|arm| arm.demonstrations()) == Some(Some(Cot::Shuffled));
+            let thousands = tokens as f64 / 1_000.0;
+            let per_thousand_tokens = (shuffled && tokens > 0).then(|| PerTokens {
+                auc: gains.auc.difference / thousands,
+                gauc: gains.gauc.difference / thousands,
+            });
             Some(Pair {
+                per_thousand_tokens,
                 label_delay: finished.delay,
                 backbone: finished.backbone.name(),
                 arm,

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! folder ── dataset ──┬── neighbours (as of each example's time) ──┐
+//!                     ├── cots ── demonstrations (likewise) ───────┤
 //!                     ├── embeddings (one vector a text, cached) ──┼── tensors ── fit ── scores ── evaluate ── table
 //!                     └── split, histories ────────────────────────┘      ▲
 //!                                              arms, model ───────────────┘
@@ -13,14 +14,17 @@
 
 pub mod arms;
 pub mod cell;
+pub mod cots;
 pub mod dataset;
 pub mod delay;
+pub mod demonstrations;
 pub mod embeddings;
 pub mod evaluate;
 pub mod fit;
 pub mod measure;
 pub mod model;
 pub mod neighbours;
+pub mod plot;
 pub mod progress;
 pub mod report;
 pub mod table;

@@ -1,5 +1,6 @@
 //! What an evaluation says: rows of figures, and what they stand on.
 
+use super::cots::PoolFigures;
 use super::delay::Delay;
 use super::fit::Training;
 use super::model::Sizes;
@@ -90,6 +91,17 @@ pub struct Pair {
     pub against: &'static str,
     /// The differences.
     pub gains: Gains,
+    /// What a thousand tokens of the LLM gained, where the other arm has the same texts shuffled.
+    pub per_thousand_tokens: Option<PerTokens>,
+}
+
+/// Differences by what was paid for them.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct PerTokens {
+    /// AUC gained.
+    pub auc: f64,
+    /// GAUC gained.
+    pub gauc: f64,
 }
 
 /// The table, with what it stands on.
@@ -117,6 +129,8 @@ pub struct Report {
     pub encoder: String,
     /// The machines that cells were trained on.
     pub machines: Vec<String>,
+    /// The demonstrations, where an arm has some.
+    pub pool: Option<PoolFigures>,
     /// The arm that others are compared with.
     pub reference: &'static str,
     /// The rows.

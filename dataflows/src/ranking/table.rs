@@ -2,7 +2,9 @@
 //! figures and on the machines alone.
 
 use super::cell::write;
+use super::cots::PoolFigures;
 use super::delay::Delay;
+use super::plot;
 use super::report::{Figure, Gain, Report};
 use ictflow_connectors::{Error, Result};
 use std::fmt::Write as _;
@@ -23,6 +25,13 @@ pub fn text(report: &Report) -> String {
         if report.seeds == 1 { "1 seed".to_owned() } else { format!("{} seeds", report.seeds) }
     );
     let _ = writeln!(text, "trained on: {}", report.machines.join("; "));
+    if let Some(pool) = &report.pool {
+        let PoolFigures { demonstrations, explained, tokens_in, tokens_out } = pool;
+        let _ = writeln!(
+            text,
+            "demonstrations: {demonstrations}, of them explained by an LLM: {explained} ({tokens_in} tokens read, {tokens_out} written)"
+        );
+    }
     let _ = writeln!(
         text,
         "differences and RelaImpr are to the arm {}, intervals hold 95% of a bootstrap over users\n",
@@ -32,6 +41,16 @@ pub fn text(report: &Report) -> String {
     if !report.pairs.is_empty() {
         text.push_str("\narms that differ in one thing\n");
         text.push_str(&aligned(&pairs(report)));
+    }
+    for pair in &report.pairs {
+        if let Some(gained) = &pair.per_thousand_tokens {
+            let (backbone, arm, against) = (pair.backbone, pair.arm, pair.against);
+            let _ = writeln!(
+                text,
+                "gained a thousand tokens, {backbone} {arm} against {against}: AUC {:+.6}, GAUC {:+.6}",
+                gained.auc, gained.gauc
+            );
+        }
     }
     text.push_str("\nAUC by segment of the test\n");
     text.push_str(&aligned(&segments(report)));
@@ -192,15 +211,21 @@ pub fn segments_csv(report: &Report) -> String {
     text
 }
 
-/// Writes `table.txt`, `table.json`, `table.csv` and `segments.csv`.
+/// Writes NAME.txt, NAME.json, NAME.csv, NAME-segments.csv and, as a picture, NAME.svg.
 ///
 /// # Errors
 /// `Fatal` where a file can't be written.
-pub fn write_all(report: &Report, out: &Path) -> Result<()> {
+pub fn write_all(report: &Report, out: &Path, name: &str) -> Result<()> {
     let json = serde_json::to_string_pretty(report)
         .map_err(|error| Error::fatal("write the table", error, "this is a defect: please report it"))?;
-    write(&out.join("table.txt"), &text(report))?;
-    write(&out.join("table.json"), &(json + "\n"))?;
-    write(&out.join("table.csv"), &csv(report))?;
-    write(&out.join("segments.csv"), &segments_csv(report))
+    for (end, text) in [
+        (".txt", text(report)),
+        (".json", json + "\n"),
+        (".csv", csv(report)),
+        ("-segments.csv", segments_csv(report)),
+        (".svg", plot::svg(report)),
+    ] {
+        write(&out.join(format!("{name}{end}")), &text)?;
+    }
+    Ok(())
 }

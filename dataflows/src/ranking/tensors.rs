@@ -14,12 +14,13 @@
 //! **Memory**: 4 B a history entry and a scalar of each sample, 768 B a neighbour-reading sample and source,
 //! one text vector an item.
 
-use super::arms::{Arm, LABEL_SCALARS, RATE_SCALARS, VOTE_SCALARS};
+use super::arms::{Arm, LABEL_SCALARS, RATE_SCALARS, VOTE_SCALARS, Vector};
 use super::dataset::{Part, Prepared};
 use super::delay::Delay;
+use super::demonstrations::DemonstrationColumns;
 use super::neighbours::{Nearest, Neighbours};
 use candle_core::{DType, Device, Result, Tensor};
-use ictflow_operators::ict::training::{Neighbours as Gathered, Parties, Samples};
+use ictflow_operators::ict::training::{Demonstrations, Neighbours as Gathered, Parties, Samples};
 use ictflow_operators::ict::{MAX_NEIGHBOURS, SOURCES, count_scalar};
 use ictflow_operators::ranking::ids::Ids;
 use ictflow_operators::ranking::tables::Rows;
@@ -184,6 +185,17 @@ pub struct Batch {
     pub scalars: Option<Tensor>,
     /// The neighbours.
     pub neighbours: Option<(Parties, [Gathered; SOURCES])>,
+    /// The demonstrations.
+    pub demonstrations: Option<Demonstrations>,
+}
+
+/// What was retrieved for all samples, as far as an arm needs it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Retrieved<'a> {
+    /// The neighbours.
+    pub neighbours: Option<&'a NeighbourColumns>,
+    /// The demonstrations.
+    pub demonstrations: Option<&'a DemonstrationColumns>,
 }
 
 impl Batch {
@@ -248,19 +260,15 @@ impl Columns {
         self.parts[part as usize].clone()
     }
 
-    /// The batch of some samples, as an arm needs it.
-    ///
-    /// # Errors
-    /// Where a sample is beyond the data set, or the arm needs neighbours and there are none.
-    pub fn batch(&self, samples: &[u32], arm: &Arm, neighbours: Option<&NeighbourColumns>) -> Result<Batch> {
-        let at = Tensor::new(samples, &Device::Cpu)?;
-        let slots = self.slot.index_select(&at, 0)?;
-        let history = self.history.index_select(&at, 0)?;
+    /// The ids of the samples `at`, with the slots of their items and histories.
+    fn ids(&self, at: &Tensor) -> Result<(Ids, [Tensor; 2])> {
+        let slots = self.slot.index_select(at, 0)?;
+        let history = self.history.index_select(at, 0)?;
         let (batch, length) = history.dims2()?;
         let entries = history.flatten_all()?;
         let items = &self.items;
         let ids = Ids {
-            user: self.user.index_select(&at, 0)?,
+            user: self.user.index_select(at, 0)?,
             item: items.row.index_select(&slots, 0)?,
             creator: items.creator.index_select(&slots, 0)?,
             categories: items.categories.index_select(&slots, 0)?,
@@ -268,21 +276,50 @@ impl Columns {
             history_creators: items.creator.index_select(&entries, 0)?.reshape((batch, length))?,
             history_categories: items.categories.index_select(&entries, 0)?.reshape((batch, length, ()))?,
         };
-        let text = if arm.text { Some(items.texts(&slots, &history)?) } else { None };
+        Ok((ids, [slots, history]))
+    }
+
+    /// The samples `at`, as the module of a vector reads them.
+    pub(super) fn samples(&self, at: &Tensor) -> Result<Samples> {
+        let (ids, [slots, history]) = self.ids(at)?;
+        let [item_text, history_text] = self.items.texts(&slots, &history)?;
+        Ok(Samples { ids, item_text, history_text })
+    }
+
+    /// The labels of the samples `at`, 0 or 1.
+    pub(super) fn labels(&self, at: &Tensor) -> Result<Tensor> {
+        self.label.index_select(at, 0)
+    }
+
+    /// The batch of some samples, as an arm needs it.
+    ///
+    /// # Errors
+    /// Where a sample is beyond the data set, or the arm needs what wasn't retrieved.
+    pub fn batch(&self, samples: &[u32], arm: &Arm, retrieved: Retrieved<'_>) -> Result<Batch> {
+        let at = Tensor::new(samples, &Device::Cpu)?;
+        let (ids, [slots, history]) = self.ids(&at)?;
+        let items = &self.items;
+        let text = if arm.reads_texts() { Some(items.texts(&slots, &history)?) } else { None };
+        let missing = |what: &str| candle_core::Error::Msg(format!("the arm {} needs {what}", arm.name));
+        let neighbours = || retrieved.neighbours.ok_or_else(|| missing("neighbours"));
+        let demonstrations = || retrieved.demonstrations.ok_or_else(|| missing("demonstrations"));
         let mut scalars = Vec::new();
         if arm.labels {
             scalars.push(self.own_labels.index_select(&at, 0)?);
         }
-        let needed = || neighbours.ok_or_else(|| candle_core::Error::Msg("the arm needs neighbours".into()));
         if arm.rate {
-            scalars.push(needed()?.votes.narrow(1, 0, RATE_SCALARS)?.index_select(&at, 0)?);
+            scalars.push(neighbours()?.votes.narrow(1, 0, RATE_SCALARS)?.index_select(&at, 0)?);
         }
         if arm.votes {
-            scalars.push(needed()?.votes.index_select(&at, 0)?);
+            scalars.push(neighbours()?.votes.index_select(&at, 0)?);
         }
         let scalars = if scalars.is_empty() { None } else { Some(Tensor::cat(&scalars, 1)?) };
-        let neighbours = if arm.attention { Some(needed()?.gather(&at, items)?) } else { None };
-        Ok(Batch { ids, label: self.label.index_select(&at, 0)?, text, scalars, neighbours })
+        let (neighbours, demonstrations) = match arm.vector {
+            None => (None, None),
+            Some(Vector::Attention) => (Some(neighbours()?.gather(&at, items)?), None),
+            Some(Vector::Decoder(_)) => (None, Some(demonstrations()?.gather(&at, self)?)),
+        };
+        Ok(Batch { ids, label: self.labels(&at)?, text, scalars, neighbours, demonstrations })
     }
 }
 
@@ -438,7 +475,7 @@ impl NearestColumns {
 }
 
 /// The distinct values in ascending order, and the place of each value among them.
-fn distinct(values: &[u32]) -> (Vec<u32>, Vec<u32>) {
+pub(super) fn distinct(values: &[u32]) -> (Vec<u32>, Vec<u32>) {
     let mut all = values.to_vec();
     all.sort_unstable();
     all.dedup();
