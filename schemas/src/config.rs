@@ -8,6 +8,7 @@ use crate::cot::canonical_json;
 use crate::framing::Partitioner;
 use crate::interaction::{KindTable, default_kinds};
 use crate::limits;
+use crate::neighbour::{Neighbourhood, RATE_ONE};
 use serde::{Deserialize, Serialize};
 
 /// How many of the eligible examples get a CoT: those whose hash mod stride is 0.
@@ -81,6 +82,14 @@ pub struct Semantics {
     pub search: Search,
     /// What each kind means.
     pub kinds: KindTable,
+    /// How neighbours are taken. Left out of the canonical text where it is the default, so that a job of
+    /// before it existed goes on under its digest.
+    #[serde(skip_serializing_if = "is_default")]
+    pub neighbours: Neighbourhood,
+}
+
+fn is_default(neighbours: &Neighbourhood) -> bool {
+    *neighbours == Neighbourhood::default()
 }
 
 const MINUTE: Millis = 60_000;
@@ -107,6 +116,7 @@ impl Default for Semantics {
             max_demonstrations: 100_000,
             search: Search::default(),
             kinds: default_kinds(),
+            neighbours: Neighbourhood::default(),
         }
     }
 }
@@ -160,6 +170,19 @@ impl Semantics {
         require(
             times.iter().all(|t| (0..=LONGEST).contains(t)),
             "semantics: times must be 0 to one century in milliseconds",
+        );
+        let Neighbourhood { ring, selected, sketch_period_ms, label_centre } = self.neighbours;
+        require(
+            (1..=limits::RING).contains(&ring) && (1..=ring.min(limits::NEIGHBOURS)).contains(&selected),
+            "semantics.neighbours: ring must be 1 to 4096, selected 1 to ring and at most 128",
+        );
+        require(
+            (0..=LONGEST).contains(&sketch_period_ms),
+            "semantics.neighbours.sketch_period_ms must be 0 to one century in milliseconds: 0 lets every label count at once",
+        );
+        require(
+            (0..=RATE_ONE).contains(&label_centre),
+            "semantics.neighbours.label_centre must be 0 to 1024: the share of positive labels in 1/1024",
         );
         require(
             (1..=limits::WINDOW_EVENTS).contains(&self.max_window_events),

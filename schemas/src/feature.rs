@@ -48,6 +48,61 @@ pub struct UsedDemonstration {
     pub fresh: bool,
 }
 
+/// The kind of vector that weights make.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VectorKind {
+    /// A causal decoder over demonstrations with CoTs. What records of before the field existed have.
+    #[default]
+    Decoder,
+    /// Attention over the neighbours of two sources.
+    Attention,
+}
+
+impl VectorKind {
+    /// Its name in the metadata of a file of weights.
+    pub fn name(self) -> &'static str {
+        match self {
+            VectorKind::Decoder => "decoder",
+            VectorKind::Attention => "attention",
+        }
+    }
+
+    /// The kind of a name.
+    pub fn of(name: &str) -> Option<Self> {
+        [VectorKind::Decoder, VectorKind::Attention].into_iter().find(|kind| kind.name() == name)
+    }
+}
+
+impl std::fmt::Display for VectorKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The sources of neighbours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NeighbourSource {
+    /// What others said of the pair's item.
+    SameItem,
+    /// What the pair's user said of other items.
+    SameUser,
+}
+
+/// One labelled example that a source selected for a pair.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsedNeighbour {
+    /// Who selected it.
+    pub source: NeighbourSource,
+    /// Which it is: [`crate::neighbour::neighbour_id`].
+    pub id: String,
+    /// The exact integer score, in units of 2^-28.
+    pub score: i64,
+    /// 1 or 0.
+    pub label: i32,
+}
+
 /// A record of the topic `features`. A pure function of the logs: epoch, position and publish
 /// time are headers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -78,6 +133,21 @@ pub struct Feature {
     pub llm_model: String,
     /// The newest history entry's time.
     pub event_time: Option<Millis>,
+    /// The nine votes of the neighbours: [`crate::neighbour::Votes::numbers`]. Empty on records of before
+    /// the field existed.
+    #[serde(default)]
+    pub votes: Vec<f32>,
+    /// The neighbours that vote: those of `same_item`, then those of `same_user`, ascending score each,
+    /// nearest last.
+    #[serde(default)]
+    pub neighbours: Vec<UsedNeighbour>,
+    /// What kind of vector `ict` is.
+    #[serde(default)]
+    pub vector_kind: VectorKind,
+    /// The labels of `history`, entry by entry: 1 positive, 0 negative, −1 none. Empty on records of before
+    /// the field existed.
+    #[serde(default)]
+    pub history_labels: Vec<i32>,
 }
 
 /// The key of `features`: framed (user_id, item_id).

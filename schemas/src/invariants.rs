@@ -1,7 +1,8 @@
 //! Pure predicates over records: one text for production asserts, property tests and verifiers.
 
 use crate::epoch::EpochRecord;
-use crate::feature::{CotStatus, Feature};
+use crate::feature::{CotStatus, Feature, NeighbourSource, UsedNeighbour, VectorKind};
+use crate::neighbour::VOTES;
 
 /// Why a record breaks an invariant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,8 +13,8 @@ fn require(holds: bool, what: impl FnOnce() -> String) -> Result<(), Violation> 
 }
 
 /// A feature is consistent in itself: k counts its demonstrations, scores ascend, the status
-/// follows, the vector is finite.
-pub fn feature(feature: &Feature, k_max: usize) -> Result<(), Violation> {
+/// follows, vector and votes are finite, neighbours stand in their order.
+pub fn feature(feature: &Feature, k_max: usize, neighbours_max: usize) -> Result<(), Violation> {
     let used = &feature.demonstrations;
     require(feature.k as usize == used.len() && used.len() <= k_max, || {
         format!("k is {} with {} demonstrations of {k_max}", feature.k, used.len())
@@ -26,7 +27,22 @@ pub fn feature(feature: &Feature, k_max: usize) -> Result<(), Violation> {
     require(feature.ict.iter().all(|x| x.is_finite()), || {
         "the vector has a component that is not finite".into()
     })?;
-    require(feature.cot_created_at.is_some() != used.is_empty(), || "cot_created_at and k disagree".into())
+    require(feature.cot_created_at.is_some() != used.is_empty(), || "cot_created_at and k disagree".into())?;
+    require(feature.votes.len() == VOTES && feature.votes.iter().all(|x| x.is_finite()), || {
+        format!("the votes are {:?}, not nine finite numbers", feature.votes)
+    })?;
+    let order = |neighbour: &UsedNeighbour| (neighbour.source, neighbour.score);
+    require(feature.neighbours.is_sorted_by_key(order), || "neighbours are out of order".into())?;
+    for source in [NeighbourSource::SameItem, NeighbourSource::SameUser] {
+        let of_source = feature.neighbours.iter().filter(|neighbour| neighbour.source == source);
+        require(of_source.count() <= neighbours_max, || format!("too many neighbours of {source:?}"))?;
+    }
+    require(feature.history_labels.len() == feature.history.len(), || {
+        "history and history_labels differ in length".into()
+    })?;
+    require(feature.vector_kind == VectorKind::Decoder || used.is_empty(), || {
+        "a vector of attention has demonstrations".into()
+    })
 }
 
 /// A bounds record follows another: epochs are contiguous, offsets, maxima and clock never fall,

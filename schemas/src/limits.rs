@@ -15,6 +15,10 @@ pub const CANDIDATES: usize = 100_000;
 pub const LIVE_PAIRS: usize = 100_000_000;
 /// The greatest `max_demonstrations`.
 pub const DEMONSTRATIONS: usize = 10_000_000;
+/// The greatest `neighbours.ring`.
+pub const RING: usize = 4_096;
+/// The greatest `neighbours.selected`, of each source.
+pub const NEIGHBOURS: usize = 128;
 /// The least `max_record_bytes`: what a small interaction needs.
 pub const LEAST_RECORD_BYTES: usize = 1_024;
 /// The greatest `max_record_bytes`.
@@ -40,6 +44,9 @@ pub const OVERHEAD: usize = 8_192;
 /// One used demonstration on `features`: point id, score, label, freshness.
 const DEMONSTRATION: usize = 38 + 10 + 2 + 1;
 
+/// One used neighbour on `features`: source, id, score, label.
+const NEIGHBOUR: usize = 1 + 38 + 10 + 2;
+
 /// What an id or a word takes beside its own bytes: Avro's length.
 const LENGTH: usize = 5;
 
@@ -50,7 +57,8 @@ impl Semantics {
         let id = self.max_id_bytes + LENGTH;
         let l = self.history_length;
         // The key repeats the ids.
-        let feature = 4 * id + l * id + self.demonstrations * DEMONSTRATION + 4 * VECTOR_WIDTH;
+        let used = self.demonstrations * DEMONSTRATION + 2 * self.neighbours.selected * NEIGHBOUR;
+        let feature = 4 * id + l * (id + 1) + used + 4 * VECTOR_WIDTH;
         let example = 5 * id + l * (id + KIND_BYTES + LENGTH + 10 + 10);
         let answer = (2 * id + COT_BYTES).max(4 * TEXT_WIDTH);
         OVERHEAD + self.max_record_bytes.max(feature).max(example).max(answer)

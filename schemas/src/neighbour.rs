@@ -8,6 +8,7 @@ use crate::framing::Frame;
 use crate::history::{Entry, Identity, Label};
 use crate::{Id, Millis};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 /// What stands for 1 in rates, residuals and label centres.
 pub const RATE_ONE: i32 = 1_024;
@@ -17,6 +18,38 @@ pub const LABEL_CENTRE: i32 = RATE_ONE / 2;
 
 /// The components of a sketch, and the bits of an id's signs.
 pub const SKETCH_WIDTH: usize = 1_024;
+
+/// R: how many labelled examples of an item and of a user are looked at.
+pub const RING: usize = 128;
+/// M: how many of them are selected and vote.
+pub const SELECTED: usize = 32;
+/// How long sketches stand still, milliseconds of event time: one hour.
+pub const SKETCH_PERIOD_MS: Millis = 3_600_000;
+
+/// The values that a job or a training may set; all else about neighbours is constant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Neighbourhood {
+    /// R.
+    pub ring: usize,
+    /// M.
+    pub selected: usize,
+    /// How long sketches stand still, milliseconds; 0 lets every label count at once.
+    pub sketch_period_ms: Millis,
+    /// What a label is compared with in sketches, in 1/1024: the base rate where few labels are positive.
+    pub label_centre: i32,
+}
+
+impl Default for Neighbourhood {
+    fn default() -> Self {
+        Neighbourhood {
+            ring: RING,
+            selected: SELECTED,
+            sketch_period_ms: SKETCH_PERIOD_MS,
+            label_centre: LABEL_CENTRE,
+        }
+    }
+}
 
 /// A labelled example without its history.
 ///
@@ -41,6 +74,15 @@ pub struct LabelledExample {
     pub rate: i32,
     /// The user's partition, whose maximum says when the example is final.
     pub partition: u32,
+    /// The id under which `features` names it: [`neighbour_id`]. Follows from the identity.
+    pub id: Uuid,
+}
+
+/// The id of an example on `features`: UUIDv5(UUIDv5(URL, `ictflow:example`), framed (user_id, event_time,
+/// event_id)). It says nothing of the user to whom doesn't know the identity.
+pub fn neighbour_id(identity: &Identity) -> Uuid {
+    let namespace = Uuid::new_v5(&Uuid::NAMESPACE_URL, b"ictflow:example");
+    Uuid::new_v5(&namespace, &identity.frame().into_bytes())
 }
 
 impl LabelledExample {
@@ -55,6 +97,7 @@ impl LabelledExample {
             verdict: example.verdict,
             rate: rate(&example.history),
             partition: example.partition,
+            id: neighbour_id(&example.identity),
         }
     }
 
@@ -157,6 +200,9 @@ impl UserVotes {
     }
 }
 
+/// How many numbers the votes of both sources are.
+pub const VOTES: usize = 9;
+
 /// The votes of both sources.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Votes {
@@ -168,7 +214,7 @@ pub struct Votes {
 
 impl Votes {
     /// The nine votes as numbers, those of `same_item` first. Counts come as they are.
-    pub fn numbers(&self) -> [f32; 9] {
+    pub fn numbers(&self) -> [f32; VOTES] {
         let ([a, b, c, d], [e, f, g, h, i]) = (self.same_item.numbers(), self.same_user.numbers());
         [a, b, c, d, e, f, g, h, i]
     }
@@ -232,6 +278,7 @@ mod tests {
             verdict: Verdict::Positive,
             rate: 512,
             partition: 0,
+            id: Uuid::nil(),
         };
         let ascending = [
             example(1, 9, "z", "z", "z"),

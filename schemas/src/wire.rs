@@ -131,7 +131,7 @@ codecs! {
     Embeddings => ["embeddings.v1.avsc"],
     Epochs => ["epochs.v1.avsc", "epochs.v2.avsc"],
     Progress => ["progress.v1.avsc", "progress.v2.avsc"],
-    Features => ["features.v1.avsc"],
+    Features => ["features.v1.avsc", "features.v2.avsc"],
     Examples => ["examples.v1.avsc"],
     DeadLetters => ["dead_letters.v1.avsc"],
 }

@@ -11,7 +11,9 @@ use ictflow_schemas::dead_letter::DeadLetter;
 use ictflow_schemas::embedding::{Embedding, EmbeddingStatus};
 use ictflow_schemas::epoch::{Actives, EpochRecord, Erasure, Outputs, Progress};
 use ictflow_schemas::example::{ExampleRecord, HistoryRecord};
-use ictflow_schemas::feature::{CotStatus as Status, Feature, UsedDemonstration};
+use ictflow_schemas::feature::{
+    CotStatus as Status, Feature, NeighbourSource, UsedDemonstration, UsedNeighbour, VectorKind,
+};
 use ictflow_schemas::framing::hex;
 use ictflow_schemas::interaction::Interaction;
 use ictflow_schemas::item::Item;
@@ -142,23 +144,43 @@ fn golden_values_decode_for_ever() {
         Progress { job: text("shop"), epoch: 3, publishing: true, writer_version: text("1"), snapshot: None };
     golden.check(1, false, &progress);
     golden.check(2, true, &Progress { snapshot: Some(2), ..progress });
+    let feature = Feature {
+        user_id: text("u1"),
+        item_id: text("m9"),
+        ict: vec![0.5, -1.25],
+        demonstrations: vec![UsedDemonstration { id: text("id"), score: -7, label: 1, fresh: false }],
+        k: 1,
+        history: vec![text("m0")],
+        cot_status: Status::Partial,
+        cot_created_at: Some(9),
+        ict_weights: text("w"),
+        encoder: text("e"),
+        prompt_version: text("p"),
+        llm_model: text("m"),
+        event_time: None,
+        votes: vec![],
+        neighbours: vec![],
+        vector_kind: VectorKind::Decoder,
+        history_labels: vec![],
+    };
+    golden.check(1, false, &feature);
+    let neighbour = |source, id: &str, score, label| UsedNeighbour { source, id: text(id), score, label };
     golden.check(
-        1,
+        2,
         true,
         &Feature {
-            user_id: text("u1"),
-            item_id: text("m9"),
-            ict: vec![0.5, -1.25],
-            demonstrations: vec![UsedDemonstration { id: text("id"), score: -7, label: 1, fresh: false }],
-            k: 1,
-            history: vec![text("m0")],
-            cot_status: Status::Partial,
-            cot_created_at: Some(9),
-            ict_weights: text("w"),
-            encoder: text("e"),
-            prompt_version: text("p"),
-            llm_model: text("m"),
-            event_time: None,
+            demonstrations: vec![],
+            k: 0,
+            cot_status: Status::None,
+            cot_created_at: None,
+            votes: vec![2.0, 0.25, -0.5, 0.0, 1.0, 0.5, 0.125, -0.25, 0.75],
+            neighbours: vec![
+                neighbour(NeighbourSource::SameItem, "n1", -1, 0),
+                neighbour(NeighbourSource::SameUser, "n2", 1 << 28, 1),
+            ],
+            vector_kind: VectorKind::Attention,
+            history_labels: vec![-1],
+            ..feature
         },
     );
     golden.check(

@@ -6,7 +6,9 @@ use ictflow_schemas::cot::{CotRecord, CotStatus};
 use ictflow_schemas::dead_letter::DeadLetter;
 use ictflow_schemas::embedding::{Embedding, EmbeddingStatus};
 use ictflow_schemas::example::{ExampleRecord, HistoryRecord};
-use ictflow_schemas::feature::{Feature, UsedDemonstration, feature_key};
+use ictflow_schemas::feature::{
+    Feature, NeighbourSource, UsedDemonstration, UsedNeighbour, VectorKind, feature_key,
+};
 use ictflow_schemas::framing::Frame;
 use ictflow_schemas::limits;
 use ictflow_schemas::wire::Wire;
@@ -43,6 +45,18 @@ fn largest(semantics: &Semantics) -> Vec<(&'static str, usize)> {
         prompt_version: version(),
         llm_model: version(),
         event_time: Some(i64::MIN),
+        votes: vec![f32::MIN; ictflow_schemas::neighbour::VOTES],
+        neighbours: vec![
+            UsedNeighbour {
+                source: NeighbourSource::SameUser,
+                id: "00000000-0000-0000-0000-000000000000".to_owned(),
+                score: i64::MIN,
+                label: 1,
+            };
+            2 * semantics.neighbours.selected
+        ],
+        vector_kind: VectorKind::Attention,
+        history_labels: vec![-1; semantics.history_length],
     };
     let entry = HistoryRecord {
         item_id: id(),

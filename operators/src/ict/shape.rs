@@ -1,7 +1,7 @@
 //! The contract of a file of weights: the kinds of vector, the sizes, and the tensors of each kind.
 
 use super::error::WeightsError;
-use std::fmt;
+pub use ictflow_schemas::feature::VectorKind as Kind;
 
 /// Decoder layers.
 pub const LAYERS: usize = 2;
@@ -35,36 +35,6 @@ pub(super) const SOURCE_SCALARS: usize = 4;
 /// Widths and rows beyond these are taken for a mistake.
 const LARGEST_WIDTH: usize = 4096;
 const MOST_ROWS: usize = 1 << 28;
-
-/// The kind of vector that weights make.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
-    /// A causal decoder over demonstrations with CoTs.
-    Decoder,
-    /// Attention over the neighbours of two sources.
-    Attention,
-}
-
-impl Kind {
-    /// Its name in the metadata of a file.
-    pub fn name(self) -> &'static str {
-        match self {
-            Kind::Decoder => "decoder",
-            Kind::Attention => "attention",
-        }
-    }
-
-    /// The kind of a name.
-    pub(super) fn of(name: &str) -> Option<Self> {
-        [Kind::Decoder, Kind::Attention].into_iter().find(|kind| kind.name() == name)
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
 
 /// The free sizes of the weights; all other sizes follow from them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,21 +10,13 @@
 //! total, so equal scores leave nothing open.
 
 use ictflow_schemas::Millis;
-use ictflow_schemas::neighbour::{LABEL_CENTRE, LabelledExample, Votes};
+use ictflow_schemas::neighbour::{LabelledExample, Votes};
+pub use ictflow_schemas::neighbour::{Neighbourhood, RING, SELECTED, SKETCH_PERIOD_MS};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// R: how many labelled examples of an item and of a user are looked at.
-pub const RING: usize = 128;
-
-/// M: how many of them are selected and vote.
-pub const SELECTED: usize = 32;
-
 /// How many final examples a ring keeps beyond [`RING`], against erasures.
 pub const SPARE: usize = 32;
-
-/// How long sketches stand still, milliseconds of event time: one hour.
-pub const SKETCH_PERIOD_MS: Millis = 3_600_000;
 
 /// The norm of a unit form is 2 to this power, so a cosine is in units of 2^28.
 pub const UNIT_BITS: u32 = 14;
@@ -36,30 +28,6 @@ pub const SKETCH_SHARE: i64 = 2;
 /// A weight is squared in units of 2 to minus this power, its last time without a shift: see
 /// [`super::votes`].
 pub const WEIGHT_BITS: u32 = 15;
-
-/// The values that a job or a training may set; the rest are constants.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Neighbourhood {
-    /// R.
-    pub ring: usize,
-    /// M.
-    pub selected: usize,
-    /// How long sketches stand still, milliseconds; 0 lets every label count at once.
-    pub sketch_period_ms: Millis,
-    /// What a label is compared with in sketches, in 1/1024: the base rate where few labels are positive.
-    pub label_centre: i32,
-}
-
-impl Default for Neighbourhood {
-    fn default() -> Self {
-        Neighbourhood {
-            ring: RING,
-            selected: SELECTED,
-            sketch_period_ms: SKETCH_PERIOD_MS,
-            label_centre: LABEL_CENTRE,
-        }
-    }
-}
 
 /// B(t): the last multiple of the period that isn't after `time`, or `time` itself where the period is
 /// 0. Sketches effective at `time` hold the labels strictly before it.
@@ -126,6 +94,7 @@ pub(crate) mod tests {
             verdict,
             rate: 46 + (id * 977 % 930) as i32,
             partition: 0,
+            id: uuid::Uuid::from_u128(id as u128),
         })
     }
 

@@ -67,6 +67,7 @@ fn a_planted_leak_ends_the_replay() {
             verdict: Verdict::Positive,
             rate: 512,
             partition: 0,
+            id: uuid::Uuid::nil(),
         })
     };
     let asked = example(1_000, "u", "i", "asked");
