@@ -8,13 +8,14 @@ export ICTFLOW_PYTHON ?= $(HOME)/.cache/ictflow/python/bin/python
 CARGO ?= cargo
 BINARY = $(or $(CARGO_TARGET_DIR),target)/release/ictflow
 
-.PHONY: help demo demo-again evaluate evaluate-quick test chaos bench build models tools toolchain lint unit suite oracle doc
+.PHONY: help demo demo-again cots evaluate evaluate-quick test chaos bench build models tools toolchain lint unit suite oracle doc
 # The prerequisites of a target run one after the other, also under -j: cargo is parallel by itself.
 .NOTPARALLEL:
 
 help:
 	@echo "make demo        MovieLens-100K as streams through the whole pipeline (about 5 minutes after the build)"
 	@echo "make demo-again  a new job over the demo's logs: no call, every vector equal byte for byte"
+	@echo "make cots        CoT texts by the local LLM for training examples of MovieLens-100K, judged (COTS=n: the first n, 60)"
 	@echo "make evaluate    what neighbours and the paper's vector are worth to six rankers on MovieLens-100K (hours; goes on after a kill)"
 	@echo "make evaluate-quick  a small cut of it: 200 users, six arms, two rankers, CoTs by the local LLM (about 10 minutes after the build)"
 	@echo "make test        lints, unit tests, the end-to-end suite on a real Kafka, the oracle's own tests"
@@ -30,15 +31,20 @@ demo: build models
 demo-again: build models
 	$(BINARY) demo --again
 
+# Texts that are there already aren't asked again: a larger COTS adds to them. ARGS takes more of the program's options,
+# such as --label-free or --max-seconds 600.
+COTS ?= 60
+ML = --data $(ICTFLOW_MODELS)/data/ml-100k
+cots: build models
+	$(BINARY) cots $(ML) --generator local --count $(COTS) $(ARGS)
+
 # The whole table: six rankers, all arms, 3 seeds, the protocols time and new-items; then the label delays for
 # those arms that labels decide. Finished cells are read back, so a killed one goes on. CoTs are those of the log:
 # COTS=n lets the local LLM write up to n of each kind first. EVALUATE takes more of the program's options, such as --jobs 2.
-ML = --data $(ICTFLOW_MODELS)/data/ml-100k
 COT_LOG = $(ICTFLOW_MODELS)/cots/ml-100k.jsonl
 TABLES = $(or $(CARGO_TARGET_DIR),target)/evaluate
 SIX = deepfm,xdeepfm,autoint,dcn,dcnv2,din
 DELAYED = strong,strong+rate,votes,attention,attention+votes
-COTS ?= 60
 
 evaluate: build models
 	for protocol in time new-items; do \

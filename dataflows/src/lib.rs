@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod config;
 pub mod conformance;
 pub mod copies;
+pub mod cots;
 pub mod dead_letters;
 pub mod demo;
 pub mod engine;

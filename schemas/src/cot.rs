@@ -25,7 +25,7 @@ pub struct CotRecord {
     pub user_id: String,
     /// The item.
     pub item_id: String,
-    /// `positive` or `negative`.
+    /// `positive` or `negative`; `none` where the prompt stated none, which no job asks.
     pub decision: String,
     /// The prompt version.
     pub prompt_version: String,
@@ -83,7 +83,7 @@ pub struct PromptView {
     pub item: Id,
     /// The digest of the item's text.
     pub item_text: Digest,
-    /// The label that the CoT has to explain.
+    /// The label that the CoT has to explain; `None` for the control that states none.
     pub decision: Label,
     /// The newest P engagements before the example, oldest first, as (item, kind, label).
     pub history: Vec<(Id, Id, Label)>,
@@ -136,7 +136,7 @@ pub struct CotRequest {
     pub key: Digest,
     /// The target item's fields.
     pub item: ItemText,
-    /// `Positive` or `Negative`.
+    /// `Positive` or `Negative`; `None` only under a prompt that states no decision.
     pub decision: Label,
     /// The history, oldest first.
     pub history: Vec<PromptEntry>,

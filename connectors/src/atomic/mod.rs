@@ -128,6 +128,11 @@ impl Folder {
         Ok(Folder { interactions: beside("inter"), items: Some(beside("item")).filter(|path| path.exists()) })
     }
 
+    /// The data set's name: NAME of `NAME.inter`.
+    pub fn name(&self) -> &str {
+        self.interactions.file_stem().and_then(std::ffi::OsStr::to_str).unwrap_or_default()
+    }
+
     /// The rows of `NAME.inter`.
     ///
     /// # Errors

@@ -142,6 +142,7 @@ fn a_name_is_found() {
     let several = two.open().unwrap_err().to_string();
     assert!(several.contains("several .inter files: x, y"), "{several}");
     assert!(Folder::open(two.0.path(), Some("x")).unwrap().read(&Columns::default()).is_ok());
+    assert_eq!(Folder::open(two.0.path(), Some("x")).unwrap().name(), "x");
     let other = Folder::open(two.0.path(), Some("z")).unwrap_err().to_string();
     assert!(other.contains("no z.inter, but x.inter, y.inter"), "{other}");
     let own = two.0.path().file_name().unwrap().to_str().unwrap().to_owned();

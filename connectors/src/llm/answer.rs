@@ -1,7 +1,7 @@
 //! Running the schedule of attempts for one content key, up to a record of `cot`.
 
-use super::Generate;
 use super::validate::Validator;
+use super::{Draft, Generate};
 use crate::{Disposition, Error};
 use ictflow_schemas::Millis;
 use ictflow_schemas::cot::{CotRecord, CotRequest, CotStatus};
@@ -59,71 +59,146 @@ pub fn answer(
     validator: &Validator,
     request: &CotRequest,
     subject: Subject<'_>,
-    mut progress: Progress,
+    progress: Progress,
     created_at: Millis,
     on_call: &mut dyn FnMut(&Digest, u32),
 ) -> Result<CotRecord, Interrupted> {
-    let mut record = CotRecord {
-        status: CotStatus::Failed,
-        user_id: subject.user_id.to_owned(),
-        item_id: subject.item_id.to_owned(),
-        decision: request.decision.word().to_owned(),
-        prompt_version: generator.prompt_version().to_owned(),
-        llm_model: generator.model().to_owned(),
-        parameters: generator.parameters().to_owned(),
-        text: String::new(),
-        attempts: 0,
-        tokens_in: 0,
-        tokens_out: 0,
-        finish_reason: "exhausted".to_owned(),
-        quality: 0.0,
-        created_at,
-    };
-    while progress.drafts < generator.attempts() {
-        if let Some(wait) = generator.ready(request, &progress) {
+    let mut asking = Asking::new(generator, request, subject, progress, created_at);
+    while let Some(attempt) = asking.attempt() {
+        if let Some(wait) = generator.ready(request, &asking.progress) {
             let error = Error::retry(
                 wait,
                 "start a call to the LLM",
                 "it is held back",
                 "the service is down or the budget is spent: see the log above",
             );
-            return Err(Interrupted { error, progress, started: false });
+            return Err(Interrupted { error, progress: asking.progress, started: false });
         }
-        progress.calls += 1;
-        on_call(&request.key, progress.calls);
-        let draft = match generator.generate(request, progress.drafts + 1) {
-            Ok(draft) => draft,
-            Err(Error { disposition: Disposition::Poison, .. }) => {
-                record.finish_reason = "unanswerable".to_owned();
-                break;
-            }
-            Err(error) => return Err(Interrupted { error, progress, started: true }),
-        };
-        progress.drafts += 1;
-        progress.tokens_in += draft.tokens_in;
-        progress.tokens_out += draft.tokens_out;
-        match validator.judge(&draft) {
-            Ok(quality) => {
-                record.status = CotStatus::Ok;
-                record.text = draft.text;
-                record.quality = quality;
-                record.finish_reason = draft.finish_reason;
-                break;
-            }
-            Err(refusal) => record.finish_reason = refusal.word().to_owned(),
+        asking.progress.calls += 1;
+        on_call(&request.key, asking.progress.calls);
+        if let Err(error) = asking.take(generator.generate(request, attempt), validator) {
+            return Err(Interrupted { error, progress: asking.progress, started: true });
         }
     }
-    record.attempts = i32::try_from(progress.calls).unwrap_or(i32::MAX);
-    record.tokens_in = progress.tokens_in;
-    record.tokens_out = progress.tokens_out;
-    Ok(record)
+    Ok(asking.record())
+}
+
+/// Asks for several keys at once, of a generator whose answers grow together and which is never held back
+/// ([`Generate::batch`]): makes the next attempt of each. Says of each whether it has come to its end.
+///
+/// # Errors
+/// By key, as [`answer`].
+pub fn attempt_all(
+    generator: &mut dyn Generate,
+    validator: &Validator,
+    keys: &mut [(&CotRequest, &mut Asking)],
+) -> Vec<Result<bool, Error>> {
+    let mut asked = Vec::new();
+    for (request, asking) in keys.iter_mut() {
+        if let Some(attempt) = asking.attempt() {
+            asking.progress.calls += 1;
+            asked.push((*request, attempt));
+        }
+    }
+    let mut drafts = generator.generate_all(&asked).into_iter();
+    let mut ends = Vec::with_capacity(keys.len());
+    for (_, asking) in keys {
+        let taken = match asking.attempt() {
+            None => Ok(()),
+            Some(_) => match drafts.next() {
+                Some(draft) => asking.take(draft, validator),
+                None => {
+                    Err(Error::fatal("ask for several answers", "one has no result", "report this defect"))
+                }
+            },
+        };
+        ends.push(taken.map(|()| asking.attempt().is_none()));
+    }
+    ends
+}
+
+/// A key on its way through the schedule.
+#[derive(Clone, Debug)]
+pub struct Asking {
+    record: CotRecord,
+    attempts: u32,
+    progress: Progress,
+    ended: bool,
+}
+
+impl Asking {
+    /// A key that has come so far. `created_at` is the caller's clock.
+    pub fn new(
+        generator: &dyn Generate,
+        request: &CotRequest,
+        subject: Subject<'_>,
+        progress: Progress,
+        created_at: Millis,
+    ) -> Self {
+        let record = CotRecord {
+            status: CotStatus::Failed,
+            user_id: subject.user_id.to_owned(),
+            item_id: subject.item_id.to_owned(),
+            decision: request.decision.word().to_owned(),
+            prompt_version: generator.prompt_version().to_owned(),
+            llm_model: generator.model().to_owned(),
+            parameters: generator.parameters().to_owned(),
+            text: String::new(),
+            attempts: 0,
+            tokens_in: 0,
+            tokens_out: 0,
+            finish_reason: "exhausted".to_owned(),
+            quality: 0.0,
+            created_at,
+        };
+        Asking { record, attempts: generator.attempts(), progress, ended: false }
+    }
+
+    /// The attempt that is next, from 1; `None` at the end.
+    fn attempt(&self) -> Option<u32> {
+        (!self.ended && self.progress.drafts < self.attempts).then_some(self.progress.drafts + 1)
+    }
+
+    /// Takes the result of an attempt.
+    fn take(&mut self, result: crate::Result<Draft>, validator: &Validator) -> crate::Result<()> {
+        let draft = match result {
+            Ok(draft) => draft,
+            Err(Error { disposition: Disposition::Poison, .. }) => {
+                self.record.finish_reason = "unanswerable".to_owned();
+                self.ended = true;
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        self.progress.drafts += 1;
+        self.progress.tokens_in += draft.tokens_in;
+        self.progress.tokens_out += draft.tokens_out;
+        match validator.judge(&draft) {
+            Ok(quality) => {
+                self.record.status = CotStatus::Ok;
+                self.record.text = draft.text;
+                self.record.quality = quality;
+                self.record.finish_reason = draft.finish_reason;
+                self.ended = true;
+            }
+            Err(refusal) => self.record.finish_reason = refusal.word().to_owned(),
+        }
+        Ok(())
+    }
+
+    /// The record, as it stands.
+    pub fn record(mut self) -> CotRecord {
+        self.record.attempts = i32::try_from(self.progress.calls).unwrap_or(i32::MAX);
+        self.record.tokens_in = self.progress.tokens_in;
+        self.record.tokens_out = self.progress.tokens_out;
+        self.record
+    }
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::llm::Draft;
     use crate::llm::prompt::Prompt;
     use crate::llm::template::Template;
     use ictflow_schemas::framing::text_digest;
@@ -274,6 +349,49 @@ mod tests {
         assert_eq!((record.status, record.finish_reason.as_str()), (CotStatus::Failed, "unanswerable"));
         let stop = Err(Error::fatal("the model failed", "gone", "see it"));
         assert!(run(vec![stop], Progress::default()).0.is_err());
+    }
+
+    #[test]
+    fn keys_that_are_asked_together_have_the_records_of_keys_asked_alone() {
+        let poison = || Err(Error::poison("cannot write the prompt", "too long", "shorten it"));
+        // By round, what each key that is still open gets: the first passes at once, the second is refused once, the
+        // third can't be asked, the fourth is refused three times.
+        let results = vec![Ok(GOOD), Ok(BAD), poison(), Ok(BAD), Ok(GOOD), Ok(BAD), Ok(BAD)];
+        let mut generator = Scripted { results, asked: Vec::new(), leaves: 0 };
+        let (validator, request) = (Validator::new(&Prompt::builtin()), request());
+        let subject = Subject { user_id: "u", item_id: "i" };
+        let begin = |generator: &Scripted| Asking::new(generator, &request, subject, Progress::default(), 7);
+        let mut open: Vec<(usize, Asking)> = (0..4).map(|n| (n, begin(&generator))).collect();
+        let mut records = Vec::new();
+        while !open.is_empty() {
+            let mut keys: Vec<(&CotRequest, &mut Asking)> =
+                open.iter_mut().map(|(_, asking)| (&request, asking)).collect();
+            let ends = attempt_all(&mut generator, &validator, &mut keys);
+            let mut ends = ends.into_iter().map(Result::unwrap);
+            for (n, asking) in std::mem::take(&mut open) {
+                match ends.next() {
+                    Some(true) => records.push((n, asking.record())),
+                    _ => open.push((n, asking)),
+                }
+            }
+        }
+        assert_eq!(generator.asked, [1, 1, 1, 1, 2, 2, 3]);
+        let alone = [
+            run(vec![Ok(GOOD)], Progress::default()),
+            run(vec![Ok(BAD), Ok(GOOD)], Progress::default()),
+            run(vec![poison()], Progress::default()),
+            run(vec![Ok(BAD), Ok(BAD), Ok(BAD)], Progress::default()),
+        ];
+        records.sort_by_key(|(n, _)| *n);
+        let records: Vec<CotRecord> = records.into_iter().map(|(_, record)| record).collect();
+        assert_eq!(records, alone.map(|(out, _, _)| out.unwrap()));
+
+        let mut gone = Scripted { results: vec![Ok(BAD), retry()], asked: Vec::new(), leaves: 0 };
+        let (mut first, mut second) = (begin(&gone), begin(&gone));
+        let mut keys = [(&request, &mut first), (&request, &mut second)];
+        let ends = attempt_all(&mut gone, &validator, &mut keys);
+        assert!(matches!(ends[0], Ok(false)) && ends[1].is_err());
+        assert_eq!((second.record().attempts, first.record().attempts), (1, 1), "a failed call counts");
     }
 
     #[test]

@@ -58,4 +58,14 @@ pub trait Generate: Send {
 
     /// Makes attempt `attempt` (from 1) at an answer. Deterministic for a local model.
     fn generate(&mut self, request: &CotRequest, attempt: u32) -> Result<Draft>;
+
+    /// How many answers grow together in [`Generate::generate_all`]: more than one where that is faster.
+    fn batch(&self) -> usize {
+        1
+    }
+
+    /// Makes attempts at several answers, one result a request, each as [`Generate::generate`] alone would give it.
+    fn generate_all(&mut self, requests: &[(&CotRequest, u32)]) -> Vec<Result<Draft>> {
+        requests.iter().map(|(request, attempt)| self.generate(request, *attempt)).collect()
+    }
 }

@@ -42,6 +42,8 @@ const GAP: &str = "{gap}";
 
 /// The prompt file that ships with the program.
 const BUILTIN: &str = include_str!("prompt.toml");
+/// What the label-free prompt has in the place of its words.
+const LABEL_FREE: &str = include_str!("label_free.toml");
 
 /// A chat message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -400,7 +402,7 @@ struct Closings {
     negative: Closing,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Closing {
     liked: String,
@@ -435,7 +437,7 @@ struct Shots {
 }
 
 /// An example: invented facts, and the words in the four gaps.
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Shot {
     liked: Taste,
@@ -445,10 +447,31 @@ struct Shot {
     gaps: [String; 4],
 }
 
+/// The words of the label-free prompt.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LabelFree {
+    name: String,
+    system: String,
+    #[serde(rename = "match")]
+    words: String,
+    closing: Closing,
+    fixed: FixedMatch,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FixedMatch {
+    #[serde(rename = "match")]
+    words: String,
+}
+
 /// A prompt file, ready to write prompts.
 pub struct Prompt {
     file: File,
     version: String,
+    /// Whether no decision is stated.
+    label_free: bool,
 }
 
 impl Prompt {
@@ -484,7 +507,30 @@ impl Prompt {
             }
         }
         let version = format!("{}@{}", file.name, &blake3::hash(text.as_bytes()).to_hex()[..16]);
-        Ok(Prompt { file, version })
+        Ok(Prompt { file, version, label_free: false })
+    }
+
+    /// The control that ships with the program: a prompt that states no decision. Whatever a request's
+    /// decision is, its messages and skeleton are the same. The examples are one of either decision.
+    ///
+    /// # Panics
+    /// Never: a test parses the file.
+    pub fn label_free() -> Self {
+        let free: LabelFree = toml::from_str(LABEL_FREE)
+            .expect("the label-free prompt that ships with the program is well formed");
+        let Prompt { mut file, .. } = Prompt::builtin();
+        file.name = free.name;
+        file.system = free.system;
+        file.skeleton.positive = free.words.clone();
+        file.skeleton.negative = free.words;
+        file.closing = Closings { positive: free.closing.clone(), negative: free.closing };
+        file.fixed.positive = free.fixed.words.clone();
+        file.fixed.negative = free.fixed.words;
+        let shots = file.shots.positive.iter().take(1).chain(file.shots.negative.iter().rev().take(1));
+        let shots: Vec<Shot> = shots.cloned().collect();
+        file.shots = Shots { positive: shots.clone(), negative: shots };
+        let digest = blake3::hash([BUILTIN, LABEL_FREE].concat().as_bytes()).to_hex();
+        Prompt { version: format!("{}@{}", file.name, &digest[..16]), file, label_free: true }
     }
 
     /// name@BLAKE3 of the prompt file, 16 hex digits.
@@ -554,6 +600,9 @@ impl Prompt {
         };
         let words = self.fill(words, &self.title(&item.title, false), &item.genres);
         pieces.push(Piece::Words(format!("\n{words}")));
+        // Without a decision neither side's words are the contrary, and both are a verdict.
+        let verdicts = || [forbidden.liked.as_slice(), &forbidden.disliked].concat();
+        let contrary = if self.label_free { &verdicts() } else { contrary };
         pieces.push(Piece::Gap(self.gap(&item.genres, contrary, fixed)));
         pieces.push(Piece::Words(format!(" {}", self.closing(positive, facts))));
         // Words that follow words become one piece.
@@ -588,7 +637,9 @@ impl Prompt {
         if !item.about.is_empty() {
             lines.push(format!("about: {}", item.about));
         }
-        lines.push(format!("decision: {}", if positive { "liked it" } else { "did not like it" }));
+        if !self.label_free {
+            lines.push(format!("decision: {}", if positive { "liked it" } else { "did not like it" }));
+        }
         lines
     }
 
@@ -667,7 +718,7 @@ impl Prompt {
         let (liked, disliked) = (&facts.shared_liked, &facts.shared_disliked);
         let closing = if positive { &self.file.closing.positive } else { &self.file.closing.negative };
         let mut sides = [(&closing.liked, liked), (&closing.disliked, disliked)];
-        if !positive {
+        if !positive && !self.label_free {
             sides.reverse();
         }
         let (words, shared) = sides.into_iter().find(|(_, g)| !g.is_empty()).unwrap_or((&closing.new, liked));
@@ -793,6 +844,39 @@ mod tests {
             let error = Prompt::parse(&BUILTIN.replacen(from, to, 1)).err().unwrap();
             assert!(error.to_string().starts_with("cannot read the prompt file"), "{error}");
         }
+    }
+
+    #[test]
+    fn the_label_free_prompt_says_nothing_of_the_decision() {
+        use Label::{Negative, None, Positive};
+        let prompt = Prompt::label_free();
+        assert!(prompt.version().starts_with("guided-free-1@"), "{}", prompt.version());
+        let history = [
+            entry("Heat (1995)", &["Action", "Crime"], Positive),
+            entry("Grease (1978)", &["Musical", "Comedy"], Negative),
+        ];
+        for shown in 0..=history.len() {
+            for genres in [&["Crime"][..], &["Musical"], &["Crime", "Musical"], &["War"]] {
+                let [liked, disliked, untold] = [Positive, Negative, None].map(|decision| {
+                    let casino = item("Casino (1995)", genres, &[], "");
+                    let request = request(casino, decision, history[..shown].to_vec());
+                    (prompt.script(&request, CAPS[0]), prompt.head(decision), fixed(&prompt, &request))
+                });
+                assert_eq!(liked, disliked);
+                assert_eq!(liked, untold);
+                let said = [&liked.0.ask, &liked.2];
+                assert!(said.iter().all(|text| !text.contains("decision") && !text.contains("iked it")));
+                assert_eq!(liked.2.lines().count(), 3, "{}", liked.2);
+            }
+        }
+        // The gap that meets the user holds no verdict of either side, and the prompt's own gap does.
+        let request = request(item("Casino (1995)", &["Crime"], &[], ""), Positive, vec![]);
+        let barred = |prompt: &Prompt, word: &str| match &prompt.script(&request, CAPS[0]).pieces[3] {
+            Piece::Gap(gap) => gap.forbidden.iter().any(|forbidden| forbidden.matches(word)),
+            Piece::Words(words) => panic!("{words}"),
+        };
+        assert!(barred(&prompt, "boring") && barred(&prompt, "wonderful"));
+        assert!(barred(&Prompt::builtin(), "boring") && !barred(&Prompt::builtin(), "wonderful"));
     }
 
     #[test]

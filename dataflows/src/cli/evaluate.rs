@@ -2,6 +2,7 @@
 
 use super::data_set::DataSetOptions;
 use crate::config::checked::models;
+use crate::cots::log::CotLog;
 use crate::ranking::arms::{ARMS, Arm, USUAL};
 use crate::ranking::cots::Cots;
 use crate::ranking::dataset::Prepared;
@@ -150,7 +151,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let mut encoder = data_set.encoder()?;
     let vectors = models().join("vectors");
     let prepared = Prepared::read(&data_set.source()?, &mut *encoder, &vectors)?;
-    let cots = Cots::of(&prepared, &arms, arguments.cots.as_deref(), &mut *encoder, &vectors)?;
+    let log = arguments.cots.as_deref().map(CotLog::read).transpose()?;
+    let cots = Cots::of(&prepared, &arms, log.as_ref(), &mut *encoder, &vectors.join("cots"))?;
     drop(encoder);
     let training = &arguments.training;
     let options = Options {

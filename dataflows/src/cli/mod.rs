@@ -6,6 +6,7 @@
 
 mod backfill;
 mod check;
+mod cots;
 mod data_set;
 mod dead_letters;
 mod erase;
@@ -48,6 +49,8 @@ enum Command {
     Backfill(backfill::Arguments),
     /// Find every problem of a configuration, its files and its connections. Writes nothing, but for --probe.
     Check(check::Arguments),
+    /// Ask CoT texts for training examples of a data set, keep them in a log, and judge their quality.
+    Cots(Box<cots::Arguments>),
     /// Dead letters: list them, or append them to their inputs again after a fix.
     DeadLetters(dead_letters::Arguments),
     /// Replay MovieLens-100K as streams through the whole pipeline, on embedded defaults.
@@ -124,6 +127,7 @@ fn run_parsed(cli: Cli) -> ExitCode {
     let result = match cli.command {
         Command::Backfill(arguments) => backfill::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
+        Command::Cots(arguments) => cots::run(&arguments).map(done),
         Command::DeadLetters(arguments) => dead_letters::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments).map(done),
         Command::Erase(arguments) => erase::run(&arguments).map(done),

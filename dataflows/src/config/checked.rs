@@ -1,7 +1,7 @@
 //! The configuration as a job uses it: every value checked, all problems reported at once.
 
-use super::parse;
 use super::raw::{EncoderKind, GeneratorKind, Raw, TopicsKind};
+use super::{generators, parse};
 use crate::cli::Restarts;
 use crate::cluster::{self, Cluster};
 use crate::dead_letters::ratio::Ratio;
@@ -14,11 +14,6 @@ use ictflow_connectors::encoder::minilm::MiniLm;
 use ictflow_connectors::files::{Files, Input, STDIN};
 use ictflow_connectors::kafka::Kafka;
 use ictflow_connectors::llm::Generate;
-use ictflow_connectors::llm::local::{Decoding, Local as LocalLlm};
-use ictflow_connectors::llm::openai::OpenAi;
-use ictflow_connectors::llm::openai::prompt::ChatPrompt;
-use ictflow_connectors::llm::prompt::Prompt;
-use ictflow_connectors::llm::template::Template;
 use ictflow_connectors::llm::validate::Validator;
 use ictflow_connectors::local::{self, Local};
 use ictflow_connectors::points::Points;
@@ -538,25 +533,7 @@ impl Config {
 
     /// The generators, one for each call that may be under way, and what judges their drafts.
     pub(crate) fn generators(&self) -> Result<(Vec<Box<dyn Generate>>, Validator)> {
-        let default = || models().join("llm").join("model.gguf");
-        let guided = Prompt::builtin;
-        let one: Box<dyn Generate> = match self.raw.generator.kind {
-            GeneratorKind::Local => Box::new(LocalLlm::open(
-                &self.raw.generator.model.clone().unwrap_or_else(default),
-                guided(),
-                &Decoding::default(),
-            )?),
-            GeneratorKind::Template => Box::new(Template::new(guided())),
-            GeneratorKind::Openai => {
-                let prompt = ChatPrompt::builtin();
-                let config = self.raw.generator.openai.clone().unwrap_or_default();
-                let (validator, threads) = (Validator::free(&prompt), config.concurrency);
-                let service = OpenAi::open(config, prompt)?;
-                let clone = || Box::new(service.clone()) as Box<dyn Generate>;
-                return Ok((std::iter::repeat_with(clone).take(threads).collect(), validator));
-            }
-        };
-        Ok((vec![one], Validator::new(&guided())))
+        generators::open(&self.raw.generator, false, (None, 1))
     }
 
     /// The weights of the file, or untrained ones, which are written to the state folder if `keep`.

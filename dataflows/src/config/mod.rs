@@ -1,6 +1,7 @@
 //! The configuration file: raw as it is written, checked as it is used.
 
 pub mod checked;
+pub(crate) mod generators;
 #[cfg(test)]
 mod limits;
 pub mod parse;

@@ -32,33 +32,8 @@
 //! All five choose among the same demonstrations ([`super::cots`]).
 
 use super::neighbours::Selecting;
+pub use crate::cots::texts::Variant as Cot;
 use serde::Serialize;
-
-/// What is a demonstration's CoT.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Cot {
-    /// The skeleton with fixed words.
-    Template,
-    /// The LLM's text.
-    Llm,
-    /// The LLM's text on another demonstration.
-    Shuffled,
-    /// The LLM's text, written without the label.
-    LabelFree,
-}
-
-impl Cot {
-    /// Its name behind that of an arm.
-    pub fn name(self) -> &'static str {
-        match self {
-            Cot::Template => "template",
-            Cot::Llm => "llm",
-            Cot::Shuffled => "shuffled",
-            Cot::LabelFree => "label-free",
-        }
-    }
-}
 
 /// What makes the vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

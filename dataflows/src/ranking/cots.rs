@@ -1,40 +1,29 @@
-//! The demonstrations of the paper's vector that an evaluation may use, and the texts that explain them.
+//! The demonstrations of the paper's vector that an evaluation may use, and the vectors of their CoTs.
 //!
 //! **The pool** are training samples with a history and an item of which a text is known. Where a CoT log is
-//! given, those of them that the LLM explained: with the label, and without it where the log has texts of that
-//! kind. Without a log it is one in ten, as a job with the default strides chooses. The pool is the same for all
-//! arms, whatever text they read: so arms differ in texts alone.
+//! given, those of them that the LLM explained: with the label, and without it too where the log has texts of
+//! that kind. Without a log it is one in ten, as a job with the default strides chooses. The pool is the same
+//! for all arms, whatever text they read: so arms differ in texts alone.
 //!
-//! **Texts.** The template's are written here. The LLM's stand in the log under content keys that hold user,
-//! item, text, label, history, prompt and model: what fits no more is never found. Shuffled ones change places
-//! within the pool by a fixed seed. An empty text, or one that the encoder refuses, has the vector 0.
+//! **Texts** are those of [`crate::cots::texts`]; shuffled ones change places within the pool. A text that the
+//! encoder refuses has the vector 0.
 
 use super::arms::{Arm, Cot};
 use super::dataset::Prepared;
 use super::embeddings::Embeddings;
+use crate::cots::examples::Examples;
+use crate::cots::log::CotLog;
+use crate::cots::texts::{shuffled, template, texts_of, version_of};
 use ictflow_connectors::encoder::Embed;
-use ictflow_connectors::llm::Generate;
-use ictflow_connectors::llm::prompt::Prompt;
-use ictflow_connectors::llm::template::Template;
 use ictflow_connectors::{Error, Result};
 use ictflow_operators::eligible::selected;
-use ictflow_operators::ranking::draws::Draws;
-use ictflow_operators::ranking::histories::{example, item_state};
-use ictflow_operators::ranking::split::Sample;
-use ictflow_schemas::Id;
+use ictflow_operators::ranking::histories::example;
 use ictflow_schemas::config::Semantics;
-use ictflow_schemas::cot::{CotRecord, CotRequest, CotStatus, PromptEntry, PromptView, parse_topic_key};
-use ictflow_schemas::example::Example;
 use ictflow_schemas::framing::{Digest, text_digest};
-use ictflow_schemas::history::Label;
-use ictflow_schemas::item::ItemText;
 use ictflow_schemas::vector::Quantised;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
-
-/// The seed by which texts change places.
-const SHUFFLED: u64 = 1;
 
 /// What the pool is, for reports.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -71,16 +60,12 @@ pub struct Cots {
     digest: String,
 }
 
-/// What is known of one training sample.
-struct Eligible {
-    example: Example,
-    item: u32,
-}
+/// By training sample its text.
+type Texts = Vec<Option<String>>;
 
 impl Cots {
     /// The pool, and the texts that some arms read. Where no arm has demonstrations it is empty, and nothing is
-    /// done. The log is a file of JSON Lines, each a key and a record of the topic
-    /// `cot`; vectors are kept in `cache`.
+    /// done. Vectors are kept in `cache`.
     ///
     /// # Errors
     /// `Fatal` where an arm reads texts that nobody wrote, no sample can be a demonstration, or a file can't be
@@ -88,7 +73,7 @@ impl Cots {
     pub fn of(
         prepared: &Prepared,
         arms: &[Arm],
-        log: Option<&Path>,
+        log: Option<&CotLog>,
         encoder: &mut dyn Embed,
         cache: &Path,
     ) -> Result<Self> {
@@ -96,54 +81,43 @@ impl Cots {
         if wanted.is_empty() {
             return Ok(Cots::default());
         }
-        let log = log.map(Log::read).transpose()?;
-        let semantics = Semantics::default();
-        let eligible = eligible(prepared);
-        let written = log.as_ref().map(|log| log.texts(prepared, &eligible, true));
-        let free =
-            log.as_ref().filter(|log| log.label_free()).map(|log| log.texts(prepared, &eligible, false));
-        let pool: Vec<bool> = eligible
-            .iter()
-            .enumerate()
-            .map(|(place, eligible)| match (eligible, &written) {
-                (None, _) => false,
-                (Some(_), Some(written)) => {
-                    written[place].is_some() && free.as_ref().is_none_or(|free| free[place].is_some())
-                }
-                (Some(eligible), None) => selected(&eligible.example, &semantics),
-            })
-            .collect();
+        let examples = Examples::of(prepared);
+        let written = log.map(|log| texts_of(log, prepared, Cot::Llm)).transpose()?;
+        let free = log.map(|log| texts_of(log, prepared, Cot::LabelFree)).transpose()?;
+        let free = free.filter(|texts| texts.iter().any(Option::is_some));
+        let pool = pool(&examples, written.as_ref(), free.as_ref());
         let demonstrations = pool.iter().filter(|pooled| **pooled).count();
         if demonstrations == 0 {
+            let which = log.map_or(String::new(), |log| format!(" in {}", log.path().display()));
             return Err(Error::fatal(
                 "choose demonstrations",
-                "no training sample with a history has a CoT",
+                format!("no training sample with a history has a CoT{which}"),
                 "name the log that `ictflow cots` made of this data set with this split, by --cots",
             ));
         }
-        let mut cots =
-            Cots { figures: PoolFigures { demonstrations, ..PoolFigures::default() }, ..Cots::default() };
-        cots.digest = digest(prepared, &pool, None);
-        let pooled = |place: usize| pool[place];
+        let pooled = |texts: Texts| -> Texts {
+            texts.into_iter().zip(&pool).map(|(text, pooled)| text.filter(|_| *pooled)).collect()
+        };
+        let mut vectors = BTreeMap::new();
         for cot in wanted.into_iter().flatten() {
-            let texts: Vec<Option<String>> = match cot {
-                Cot::Template => template(prepared, &eligible, pooled),
-                Cot::Llm => of_log(cot, written.as_ref(), pooled)?,
-                Cot::Shuffled => shuffled(of_log(cot, written.as_ref(), pooled)?),
-                Cot::LabelFree => of_log(cot, free.as_ref(), pooled)?,
+            let texts = match cot {
+                Cot::Template => pooled(template(&examples)?),
+                Cot::Llm => pooled(there(cot, written.clone())?),
+                Cot::LabelFree => pooled(there(cot, free.clone())?),
+                Cot::Shuffled => shuffled(&examples, pooled(there(cot, written.clone())?)),
             };
-            cots.vectors.insert(cot, CotVectors::of(prepared, &pool, &texts, encoder, cache)?);
+            vectors.insert(cot, CotVectors::of(prepared, &pool, &texts, encoder, cache)?);
         }
-        if let Some(written) = &written {
-            for (answer, _) in written.iter().zip(&pool).filter(|(_, pooled)| **pooled) {
-                let Some(answer) = answer else { continue };
-                cots.figures.explained += 1;
-                cots.figures.tokens_in += answer.tokens_in;
-                cots.figures.tokens_out += answer.tokens_out;
+        let mut figures = PoolFigures { demonstrations, ..PoolFigures::default() };
+        if let Some((log, version)) = log.and_then(|log| Some((log, version_of(log, false)?))) {
+            for place in (0..).zip(&pool).filter_map(|(place, pooled)| pooled.then_some(place)) {
+                let Some(answer) = log.get(&version.key(&examples.view(place, false))) else { continue };
+                figures.explained += 1;
+                figures.tokens_in += answer.tokens_in;
+                figures.tokens_out += answer.tokens_out;
             }
         }
-        cots.pool = pool;
-        Ok(cots)
+        Ok(Cots { digest: digest(prepared, &pool, None), pool, figures, vectors })
     }
 
     /// The vectors of a kind of texts; `None` where no arm asked for them.
@@ -160,90 +134,33 @@ impl Cots {
     }
 }
 
-/// By training sample, what may be explained: a sample with a history and an item with a text vector.
-fn eligible(prepared: &Prepared) -> Vec<Option<Eligible>> {
-    let Prepared { data, split, histories, texts, .. } = prepared;
-    let of = |sample: &Sample| {
-        texts[sample.item as usize].as_ref()?;
-        let example = example(data, histories, *sample);
-        (!example.history.is_empty()).then_some(Eligible { example, item: sample.item })
-    };
-    split.train.iter().map(of).collect()
-}
-
-impl Eligible {
-    fn view(&self, prepared: &Prepared, with_label: bool) -> PromptView {
-        let Example { identity, item, verdict, history, .. } = &self.example;
-        let text = item_state(&prepared.data, self.item).map_or_else(|| text_digest(""), |state| state.text);
-        let decision = if with_label { verdict.decision() } else { Label::None };
-        let length = Semantics::default().prompt_history;
-        PromptView::new(identity.user.clone(), item.clone(), text, decision, history, length)
-    }
-
-    fn request(&self, prepared: &Prepared, template: &Template) -> CotRequest {
-        let (data, view) = (&prepared.data, self.view(prepared, true));
-        let text = |item: &str| {
-            let item = data.items().find(item).filter(|item| data.catalog().exists(*item));
-            item.map(|item| ItemText::parse(data.catalog().text(item)))
+/// By training sample, whether it may be a demonstration.
+fn pool(examples: &Examples<'_>, written: Option<&Texts>, free: Option<&Texts>) -> Vec<bool> {
+    let prepared = examples.prepared();
+    let semantics = Semantics::default();
+    let mut pool = vec![false; prepared.split.train.len()];
+    for place in examples.places().iter().map(|place| *place as usize) {
+        pool[place] = match written {
+            Some(written) => written[place].is_some() && free.is_none_or(|free| free[place].is_some()),
+            None => {
+                let sample = prepared.split.train[place];
+                selected(&example(&prepared.data, &prepared.histories, sample), &semantics)
+            }
         };
-        let key = view.content_key(template.prompt_version(), template.model(), template.parameters());
-        let entry = |(item, kind, label): &(Id, Id, Label)| PromptEntry {
-            item: text(item),
-            kind: kind.to_string(),
-            label: *label,
-        };
-        CotRequest {
-            key,
-            item: text(&view.item).unwrap_or_default(),
-            decision: view.decision,
-            history: view.history.iter().map(entry).collect(),
-        }
     }
+    pool
 }
 
-/// The template's texts of the pool.
-fn template(
-    prepared: &Prepared,
-    eligible: &[Option<Eligible>],
-    pooled: impl Fn(usize) -> bool,
-) -> Vec<Option<String>> {
-    let mut template = Template::new(Prompt::builtin());
-    let mut write = |(place, eligible): (usize, &Option<Eligible>)| {
-        let request = eligible.as_ref().filter(|_| pooled(place))?.request(prepared, &template);
-        // It is a pure function without a failure.
-        template.generate(&request, 1).ok().map(|draft| draft.text)
-    };
-    eligible.iter().enumerate().map(&mut write).collect()
-}
-
-/// The texts of the pool that a log has.
-fn of_log(
-    cot: Cot,
-    answers: Option<&Vec<Option<Answer>>>,
-    pooled: impl Fn(usize) -> bool,
-) -> Result<Vec<Option<String>>> {
-    let Some(answers) = answers else {
+/// Texts that an arm needs.
+fn there(cot: Cot, texts: Option<Texts>) -> Result<Texts> {
+    texts.ok_or_else(|| {
         let what = match cot {
-            Cot::LabelFree => "it reads CoTs that an LLM wrote without the label, and the log has none",
+            Cot::LabelFree => "it reads CoTs that an LLM wrote without the label, and there are none",
             _ => "it reads CoTs of an LLM, and no log of them is given",
         };
         let hint = "name a log by --cots, make one by `ictflow cots`, or leave the arm out by --arms";
-        return Err(Error::fatal(format!("train arms -{}", cot.name()), what, hint));
-    };
-    let of = |(place, answer): (usize, &Option<Answer>)| {
-        answer.as_ref().filter(|_| pooled(place)).map(|answer| answer.text.clone())
-    };
-    Ok(answers.iter().enumerate().map(of).collect())
-}
-
-/// The texts that are there change places.
-fn shuffled(mut texts: Vec<Option<String>>) -> Vec<Option<String>> {
-    let mut there: Vec<String> = texts.iter().flatten().cloned().collect();
-    Draws::new(SHUFFLED).shuffle(&mut there);
-    for (text, other) in texts.iter_mut().filter(|text| text.is_some()).zip(there) {
-        *text = Some(other);
-    }
-    texts
+        Error::fatal(format!("train an arm -{}", cot.name()), what, hint)
+    })
 }
 
 impl CotVectors {
@@ -254,18 +171,14 @@ impl CotVectors {
         encoder: &mut dyn Embed,
         cache: &Path,
     ) -> Result<Self> {
-        let digests: Vec<Option<Digest>> = texts
-            .iter()
-            .map(|text| text.as_deref().filter(|text| !text.is_empty()).map(text_digest))
-            .collect();
+        let digests: Vec<Option<Digest>> =
+            texts.iter().map(|text| text.as_deref().map(text_digest)).collect();
         let wanted: HashSet<Digest> = digests.iter().flatten().copied().collect();
         let mut embeddings = Embeddings::open(cache, encoder, |digest| wanted.contains(digest))?;
-        let given: Vec<(Digest, &str)> = digests
-            .iter()
-            .zip(texts)
+        let given: Vec<(Digest, &str)> = (digests.iter().zip(texts))
             .filter_map(|(digest, text)| Some(((*digest)?, text.as_deref()?)))
             .collect();
-        embeddings.fill("CoTs", &given, encoder)?;
+        embeddings.fill(&given, encoder)?;
         let mut cots = CotVectors { digest: digest(prepared, pool, Some(&digests)), ..CotVectors::default() };
         let mut rows: HashMap<Digest, u32> = HashMap::new();
         for digest in digests {
@@ -292,83 +205,4 @@ fn digest(prepared: &Prepared, pool: &[bool], texts: Option<&[Option<Digest>]>) 
         hasher.update(&text.map_or([0; 32], |digest| digest.0));
     }
     hasher.finalize().to_hex()[..16].to_owned()
-}
-
-/// A log of CoTs: records of the topic `cot` as JSON Lines.
-#[derive(Debug, Default)]
-struct Log {
-    answers: HashMap<Digest, Answer>,
-    /// Prompt version, model and parameters, and whether the label was told.
-    versions: BTreeSet<(bool, String, String, String)>,
-}
-
-/// What an LLM wrote.
-#[derive(Clone, Debug)]
-struct Answer {
-    text: String,
-    tokens_in: i64,
-    tokens_out: i64,
-}
-
-/// A line of the log: the key of `cot`, and its record.
-#[derive(Deserialize)]
-struct Line {
-    key: String,
-    value: CotRecord,
-}
-
-impl Log {
-    /// Reads a log: a line is `{"key": KEY, "value": RECORD}`. Failures are passed over; of several texts of a
-    /// key the last one holds; a torn last line counts as none.
-    ///
-    /// # Errors
-    /// `Fatal` where the file can't be read, or a line but the last isn't a record. What it holds isn't said.
-    fn read(path: &Path) -> Result<Self> {
-        let failed = |detail: String| {
-            let context = format!("read the CoT log {}", path.display());
-            Error::fatal(context, detail, "name the log that `ictflow cots` made, by --cots")
-        };
-        let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
-        let mut log = Log::default();
-        for (number, line) in (1..).zip(text.split_inclusive('\n')) {
-            let parsed = serde_json::from_str::<Line>(line).ok();
-            let parsed = parsed.and_then(|line| Some((parse_topic_key(line.key.as_bytes())?, line.value)));
-            let Some(((status, key), record)) = parsed else {
-                if line.ends_with('\n') {
-                    return Err(failed(format!("line {number} isn't a record of cot")));
-                }
-                break;
-            };
-            if status == CotStatus::Ok {
-                let CotRecord { text, tokens_in, tokens_out, prompt_version, llm_model, parameters, .. } =
-                    record;
-                let told = record.decision != Label::None.word();
-                log.versions.insert((told, prompt_version, llm_model, parameters));
-                log.answers.insert(key, Answer { text, tokens_in, tokens_out });
-            }
-        }
-        Ok(log)
-    }
-
-    /// Whether any text was written without the label.
-    fn label_free(&self) -> bool {
-        self.versions.iter().any(|(told, ..)| !told)
-    }
-
-    /// By training sample its text; of several versions' the first by the order of their names.
-    fn texts(
-        &self,
-        prepared: &Prepared,
-        eligible: &[Option<Eligible>],
-        with_label: bool,
-    ) -> Vec<Option<Answer>> {
-        let text = |eligible: &Option<Eligible>| {
-            let view = eligible.as_ref()?.view(prepared, with_label);
-            let versions = self.versions.iter().filter(|(told, ..)| *told == with_label);
-            let mut keys =
-                versions.map(|(_, prompt, model, parameters)| view.content_key(prompt, model, parameters));
-            keys.find_map(|key| self.answers.get(&key)).cloned()
-        };
-        eligible.iter().map(text).collect()
-    }
 }

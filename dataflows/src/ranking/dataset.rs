@@ -215,7 +215,7 @@ fn vectors(data: &Dataset, encoder: &mut dyn Embed, cache: &Path) -> Result<(Vec
         .zip(&digests)
         .filter_map(|(item, digest)| digest.map(|digest| (digest, catalog.text(item))))
         .collect();
-    embeddings.fill("item texts", &texts, encoder)?;
+    embeddings.fill(&texts, encoder)?;
     let vector = |digest: &Option<Digest>| digest.and_then(|digest| embeddings.get(&digest).cloned());
     Ok((digests.iter().map(vector).collect(), embeddings.width()))
 }

@@ -81,12 +81,12 @@ impl Embeddings {
         Ok(Embeddings { path, encoder, width, known })
     }
 
-    /// Embeds the texts that have no vector yet, and keeps what comes. `what` they are is said to whoever waits.
+    /// Embeds the texts that have no vector yet, and keeps what comes.
     ///
     /// # Errors
     /// Those of the encoder but for a text that it refuses, which stays without a vector; `Fatal` where the
     /// file can't be written.
-    pub fn fill(&mut self, what: &str, texts: &[(Digest, &str)], encoder: &mut dyn Embed) -> Result<usize> {
+    pub fn fill(&mut self, texts: &[(Digest, &str)], encoder: &mut dyn Embed) -> Result<usize> {
         let mut missing: Vec<(Digest, &str)> =
             texts.iter().copied().filter(|(digest, _)| !self.known.contains_key(digest)).collect();
         missing.sort_unstable();
@@ -94,7 +94,7 @@ impl Embeddings {
         if missing.is_empty() {
             return Ok(0);
         }
-        let mut progress = Progress::new(format!("embedding {what}"), missing.len());
+        let mut progress = Progress::new("embedding texts", missing.len());
         let mut file = self.append(encoder)?;
         let mut made = 0;
         for (part, texts) in missing.chunks(AT_ONCE).enumerate() {
@@ -236,7 +236,7 @@ mod tests {
         let run = |wanted: usize| {
             let mut encoder = counting();
             let mut embeddings = Embeddings::open(folder.path(), &encoder, |_| true).unwrap();
-            let made = embeddings.fill("texts", &texts[texts.len() - wanted..], &mut encoder).unwrap();
+            let made = embeddings.fill(&texts[texts.len() - wanted..], &mut encoder).unwrap();
             (made, encoder.asked, embeddings)
         };
         assert_eq!(run(40).1, 39);

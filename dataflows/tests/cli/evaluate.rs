@@ -9,7 +9,7 @@ use tempfile::TempDir;
 const HEAD: &str = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n";
 
 /// 600 ratings of 20 users, whose taste alternates; items come one after the other.
-fn ratings() -> String {
+pub fn ratings() -> String {
     let mut text = HEAD.to_owned();
     for n in 0..600_u32 {
         let (user, item) = (n * 7 % 20, n / 15);
@@ -19,7 +19,8 @@ fn ratings() -> String {
     text
 }
 
-fn folder(inter: &str) -> TempDir {
+/// A folder with a data set `d` of these interactions and a catalog.
+pub fn folder(inter: &str) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir(folder.path().join("d")).unwrap();
     fs::write(folder.path().join("d/d.inter"), inter).unwrap();
@@ -71,7 +72,7 @@ fn a_folder_is_evaluated_and_a_second_start_trains_nothing() {
     {
         assert!(out.contains(part), "{part:?} isn't in {out}");
     }
-    assert!(err.contains("embedding item texts: 40 made") && err.contains("epoch 2"), "{err}");
+    assert!(err.contains("embedding texts: 40 made") && err.contains("epoch 2"), "{err}");
     let table = fs::read_to_string(folder.path().join("out/table.txt")).unwrap();
     assert_eq!(table, out);
     let curve = fs::read_to_string(folder.path().join("out/curves/deepfm-votes-1.csv")).unwrap();

@@ -1,4 +1,7 @@
-//! The LLaMA family from a GGUF file, on candle's quantised layers, for one sequence at a time.
+//! The LLaMA family from a GGUF file, on candle's quantised layers.
+//!
+//! Several sequences can be gone on with at once: their tokens are rows of one product, so the weights are
+//! read once for all of them, while each attends to its own past. A row's numbers don't depend on the others.
 //!
 //! Pre-norm blocks: RMS norm, attention with grouped heads and interleaved rotary positions, RMS
 //! norm, SwiGLU; the output head is the embedding where the file has no other. Weights stay
@@ -113,6 +116,20 @@ pub struct Llama {
     epsilon: f32,
     positions: usize,
     requantised: bool,
+}
+
+/// The tokens by which a sequence grows, among the rows of a product.
+struct Span {
+    /// The first row.
+    begin: usize,
+    /// Rows.
+    count: usize,
+    /// Tokens before them.
+    past: usize,
+    /// The rotary angles of their positions.
+    cos: Tensor,
+    sin: Tensor,
+    mask: Option<Tensor>,
 }
 
 /// The keys and values of a finished prefix, `[kv_heads, length, head_width]` a block. Immutable,
@@ -287,10 +304,25 @@ impl Llama {
     ///
     /// # Errors
     /// No token, a token beyond the vocabulary, or a full cache.
+    #[cfg(test)]
     pub fn logits(&self, tokens: &[u32], cache: &mut Cache) -> Result<Vec<f32>> {
-        let hidden = self.forward(tokens, cache)?;
-        let last = hidden.narrow(0, tokens.len() - 1, 1)?.contiguous()?;
-        self.project(&last)?.squeeze(0)?.to_vec1()
+        Ok(self.logits_of(&mut [(tokens, cache)])?.remove(0))
+    }
+
+    /// Appends tokens to several sequences; returns the logits after the last token of each, `[sequences,
+    /// vocabulary]`.
+    ///
+    /// # Errors
+    /// No sequence, or one without a token, with one beyond the vocabulary, or with a full cache.
+    pub fn logits_of(&self, sequences: &mut [(&[u32], &mut Cache)]) -> Result<Vec<Vec<f32>>> {
+        let hidden = self.forward(sequences)?;
+        let mut end = 0;
+        let mut last = Vec::with_capacity(sequences.len());
+        for (tokens, _) in sequences.iter() {
+            end += tokens.len();
+            last.push(hidden.narrow(0, end - 1, 1)?);
+        }
+        self.project(&Tensor::cat(&last, 0)?.contiguous()?)?.to_vec2()
     }
 
     /// Appends tokens to a sequence; returns the logits after each, `[tokens, vocabulary]`.
@@ -299,7 +331,7 @@ impl Llama {
     /// As [`Llama::logits`].
     #[cfg(test)]
     pub fn all_logits(&self, tokens: &[u32], cache: &mut Cache) -> Result<Vec<Vec<f32>>> {
-        let hidden = self.forward(tokens, cache)?;
+        let hidden = self.forward(&mut [(tokens, cache)])?;
         self.project(&hidden)?.to_vec2()
     }
 
@@ -308,39 +340,58 @@ impl Llama {
     /// # Errors
     /// As [`Llama::logits`].
     pub fn advance(&self, tokens: &[u32], cache: &mut Cache) -> Result<()> {
-        self.forward(tokens, cache).map(|_| ())
+        self.forward(&mut [(tokens, cache)]).map(|_| ())
     }
 
     fn project(&self, hidden: &Tensor) -> Result<Tensor> {
         self.head.forward(&candle_nn::ops::rms_norm(hidden, &self.norm, self.epsilon)?)
     }
 
-    /// The hidden states of some tokens after all blocks, `[tokens, width]`.
-    fn forward(&self, tokens: &[u32], cache: &mut Cache) -> Result<Tensor> {
-        let (count, past) = (tokens.len(), cache.length);
-        let length = past + count;
-        if count == 0 || length > cache.capacity {
-            candle_core::bail!("{count} tokens after {past} don't fit a cache of {}", cache.capacity);
+    /// The hidden states of some tokens after all blocks, `[tokens, width]`, those of one sequence after those
+    /// of the one before.
+    fn forward(&self, sequences: &mut [(&[u32], &mut Cache)]) -> Result<Tensor> {
+        let mut spans = Vec::with_capacity(sequences.len());
+        let mut all = Vec::new();
+        for (tokens, cache) in sequences.iter() {
+            spans.push(self.span(all.len(), tokens.len(), cache)?);
+            all.extend_from_slice(tokens);
         }
-        let (cos, sin) = (self.cos.narrow(0, past, count)?, self.sin.narrow(0, past, count)?);
-        let mask = causal_mask(past, count)?;
-        let mut x = self.embedding.rows(tokens)?;
-        for (block, (keys, values)) in self.blocks.iter().zip(&cache.blocks) {
+        let mut x = self.embedding.rows(&all)?;
+        for (number, block) in self.blocks.iter().enumerate() {
             let y = candle_nn::ops::rms_norm(&x, &block.attention_norm, self.epsilon)?;
-            let query = self.rotate(&block.query.forward(&y)?, self.heads, &cos, &sin)?;
-            let key = self.rotate(&block.key.forward(&y)?, self.kv_heads, &cos, &sin)?;
-            let value = self.split(&block.value.forward(&y)?, self.kv_heads)?;
-            keys.slice_set(&key, 1, past)?;
-            values.slice_set(&value, 1, past)?;
-            let (keys, values) = (keys.narrow(1, 0, length)?, values.narrow(1, 0, length)?);
-            let y = self.attend(&query, &keys, &values, mask.as_ref())?;
-            x = (x + block.output.forward(&y)?)?;
+            let (query, key, value) =
+                (block.query.forward(&y)?, block.key.forward(&y)?, block.value.forward(&y)?);
+            let mut attended = Vec::with_capacity(spans.len());
+            for (span, (_, cache)) in spans.iter().zip(sequences.iter()) {
+                let Span { begin, count, past, .. } = *span;
+                let query = self.rotate(&query.narrow(0, begin, count)?, self.heads, span)?;
+                let key = self.rotate(&key.narrow(0, begin, count)?, self.kv_heads, span)?;
+                let value = self.split(&value.narrow(0, begin, count)?, self.kv_heads)?;
+                let (keys, values) = &cache.blocks[number];
+                keys.slice_set(&key, 1, past)?;
+                values.slice_set(&value, 1, past)?;
+                let (keys, values) = (keys.narrow(1, 0, past + count)?, values.narrow(1, 0, past + count)?);
+                attended.push(self.attend(&query, &keys, &values, span.mask.as_ref())?);
+            }
+            x = (x + block.output.forward(&Tensor::cat(&attended, 0)?)?)?;
             let y = candle_nn::ops::rms_norm(&x, &block.feed_norm, self.epsilon)?;
             let y = (candle_nn::ops::silu(&block.gate.forward(&y)?)? * block.up.forward(&y)?)?;
             x = (x + block.down.forward(&y)?)?;
         }
-        cache.length = length;
+        for (span, (_, cache)) in spans.iter().zip(sequences) {
+            cache.length = span.past + span.count;
+        }
         Ok(x)
+    }
+
+    /// Where the next tokens of a sequence stand.
+    fn span(&self, begin: usize, count: usize, cache: &Cache) -> Result<Span> {
+        let past = cache.length;
+        if count == 0 || past + count > cache.capacity {
+            candle_core::bail!("{count} tokens after {past} don't fit a cache of {}", cache.capacity);
+        }
+        let (cos, sin) = (self.cos.narrow(0, past, count)?, self.sin.narrow(0, past, count)?);
+        Ok(Span { begin, count, past, cos, sin, mask: causal_mask(past, count)? })
     }
 
     /// `[tokens, n * head_width]` as `[n, tokens, head_width]`.
@@ -349,9 +400,9 @@ impl Llama {
         x.reshape((tokens, n, self.head_width))?.transpose(0, 1)?.contiguous()
     }
 
-    fn rotate(&self, x: &Tensor, n: usize, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    fn rotate(&self, x: &Tensor, n: usize, span: &Span) -> Result<Tensor> {
         let x = self.split(x, n)?.unsqueeze(0)?;
-        candle_nn::rotary_emb::rope_i(&x, cos, sin)?.squeeze(0)
+        candle_nn::rotary_emb::rope_i(&x, &span.cos, &span.sin)?.squeeze(0)
     }
 
     /// Attention of `[heads, tokens, w]` queries over `[kv_heads, length, w]` keys and values;

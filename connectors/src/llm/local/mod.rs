@@ -8,7 +8,7 @@
 //! * **Retries**: none here. The schedule's attempts differ: the first takes the likeliest token,
 //!   the n-th draws with seed n.
 //! * **Limits**: a sequence has at most 512 tokens; a gap at most `max_gap_tokens`. One call runs on
-//!   the calling thread; set `RAYON_NUM_THREADS=1` and `CANDLE_NUM_THREADS=1`, or small products
+//!   the calling thread; up to [`Local::batched`] answers grow together, each as it would alone; set `RAYON_NUM_THREADS=1` and `CANDLE_NUM_THREADS=1`, or small products
 //!   lose more by waiting for each other than they gain.
 //! * **Secrets**: prompts and texts are persons' data: none is logged.
 //! * **Telemetry**: token counts stand in the drafts.
@@ -19,7 +19,7 @@ mod gap;
 mod llama;
 mod tokens;
 
-use super::prompt::{CAPS, Gap, Message, Piece, Prompt, Script, write};
+use super::prompt::{CAPS, Message, Piece, Prompt, Script, write};
 use super::{Draft, Generate};
 use crate::{Error, Result};
 use candle_core::quantized::gguf_file::Content;
@@ -140,7 +140,8 @@ struct Shared {
 /// A generator on a GGUF file.
 pub struct Local {
     shared: Arc<Shared>,
-    cache: Cache,
+    /// One for each answer that grows at once.
+    caches: Vec<Cache>,
 }
 
 const HINT: &str = "fetch the model again with `make models`";
@@ -204,7 +205,20 @@ impl Local {
 
     fn on(shared: Arc<Shared>) -> Result<Self> {
         let cache = shared.llama.cache().map_err(failed)?;
-        Ok(Local { shared, cache })
+        Ok(Local { shared, caches: vec![cache] })
+    }
+
+    /// Lets so many answers of one call grow together, at least one: the weights are read once for all, so a
+    /// token costs less. Each takes a cache (35 MB for the model of `make models`).
+    ///
+    /// # Errors
+    /// Fatal, where there is no memory for the caches.
+    pub fn batched(mut self, answers: usize) -> Result<Self> {
+        while self.caches.len() < answers {
+            self.caches.push(self.shared.llama.cache().map_err(failed)?);
+        }
+        self.caches.truncate(answers.max(1));
+        Ok(self)
     }
 
     /// Another generator on the same weights, for another thread.
@@ -215,57 +229,177 @@ impl Local {
         Local::on(self.shared.clone())
     }
 
-    /// Makes the cache hold a decision's head.
-    fn restore_head(&mut self, decision: Label) -> Result<()> {
+    /// Writes answers, at most one a cache, together.
+    fn write(&mut self, requests: &[(&CotRequest, u32)]) -> Vec<Result<Draft>> {
         let shared = self.shared.clone();
-        let mut heads = shared.heads.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(head) = heads.get(&decision) {
-            return self.cache.restore(head).map_err(failed);
+        let mut begun = Vec::with_capacity(requests.len());
+        for ((request, _), cache) in requests.iter().zip(&mut self.caches) {
+            begun.push(shared.begin(request, cache));
         }
-        let tokens = shared.head(decision)?;
-        self.cache.clear();
-        shared.llama.advance(&tokens, &mut self.cache).map_err(failed)?;
-        heads.insert(decision, self.cache.prefix().map_err(failed)?);
-        Ok(())
-    }
-
-    /// Lets the model fill one gap after the pending tokens. Returns its words, and whether it was
-    /// cut at its limit.
-    fn fill(&mut self, gap: &Gap, pending: &[u32], writing: &mut Writing) -> Result<(String, bool)> {
-        let shared = self.shared.clone();
-        writing.tokens_in += pending.len() as i64;
-        let mut logits = shared.llama.logits(pending, &mut self.cache).map_err(failed)?;
-        let mut writer = Writer::new(&shared.roles, gap);
-        for count in 1.. {
-            match writer.step(&mut logits, &writing.spent, shared.numbers.0, &mut writing.choice) {
-                Some(Next::Token(token)) => {
-                    writing.tokens_out += 1;
-                    if !writing.spent.contains(&token) {
-                        writing.spent.push(token);
-                    }
-                    if count >= shared.max_gap_tokens {
-                        break;
-                    }
-                    logits = shared.llama.logits(&[token], &mut self.cache).map_err(failed)?;
+        let mut failures: Vec<Option<Error>> = requests.iter().map(|_| None).collect();
+        let mut answers: Vec<Option<Answer<'_>>> = Vec::with_capacity(requests.len());
+        for (((_, attempt), begun), failure) in requests.iter().zip(&begun).zip(&mut failures) {
+            let answer = begun.as_ref().ok().map(|begun| Answer::new(&shared, begun, *attempt)).transpose();
+            answers.push(answer.unwrap_or_else(|error| {
+                *failure = Some(error);
+                None
+            }));
+        }
+        loop {
+            let mut growing: Vec<(usize, Vec<u32>, &mut Cache)> = Vec::new();
+            for ((n, answer), cache) in answers.iter_mut().enumerate().zip(&mut self.caches) {
+                if let Some(answer) = answer.as_mut().filter(|answer| answer.gap.is_some()) {
+                    growing.push((n, std::mem::take(&mut answer.pending), cache));
                 }
-                Some(Next::Stop) => {
-                    writing.tokens_out += 1;
-                    return Ok((writer.finish(false), false));
+            }
+            if growing.is_empty() {
+                break;
+            }
+            let mut sequences: Vec<(&[u32], &mut Cache)> =
+                growing.iter_mut().map(|(_, tokens, cache)| (tokens.as_slice(), &mut **cache)).collect();
+            let logits = shared.llama.logits_of(&mut sequences);
+            let growing = growing.into_iter().map(|(n, _, _)| n);
+            match logits {
+                Ok(logits) => {
+                    for (n, mut logits) in growing.zip(logits) {
+                        let Some(answer) = &mut answers[n] else { continue };
+                        if let Err(error) = answer.take(&shared, &mut logits) {
+                            (failures[n], answers[n]) = (Some(error), None);
+                        }
+                    }
                 }
-                None => break,
+                // What it wrote into the caches doesn't matter: the next call begins with a head again.
+                Err(error) => {
+                    growing.for_each(|n| (failures[n], answers[n]) = (Some(failed(&error)), None));
+                }
             }
         }
-        Ok((writer.finish(true), true))
+        let drafts = answers
+            .into_iter()
+            .zip(&begun)
+            .map(|(answer, begun)| Some(answer?.draft(&begun.as_ref().ok()?.script.pieces)));
+        let drafts: Vec<Option<Draft>> = drafts.collect();
+        let refused = begun.into_iter().map(Result::err);
+        let ended = drafts.into_iter().zip(failures).zip(refused);
+        ended
+            .map(|((draft, failure), refused)| {
+                draft.ok_or_else(|| refused.or(failure).unwrap_or_else(|| failed("it gave no draft")))
+            })
+            .collect()
     }
 }
 
-/// The state of one attempt.
-struct Writing {
+/// What an answer begins with: its script, and the tokens of its message after a head of so many tokens.
+struct Begun {
+    script: Script,
+    ask: Vec<u32>,
+    head: usize,
+}
+
+/// An answer that grows.
+struct Answer<'a> {
+    /// What is still to be written.
+    pieces: std::slice::Iter<'a, Piece>,
+    /// The gap that is being filled; `None` at the end.
+    gap: Option<Writer<'a>>,
+    /// Tokens in it.
+    count: u32,
+    /// Tokens that aren't in the cache yet.
+    pending: Vec<u32>,
+    written: Vec<String>,
+    /// Whether a gap was cut at its limit.
+    cut: bool,
     choice: Choice,
     /// Tokens whose logits the penalty lowers: those of earlier gaps and of the examples.
     spent: Vec<u32>,
     tokens_in: i64,
     tokens_out: i64,
+}
+
+impl<'a> Answer<'a> {
+    /// An answer before its first gap.
+    fn new(shared: &'a Shared, begun: &'a Begun, attempt: u32) -> Result<Self> {
+        let (_, temperature, top_p) = shared.numbers;
+        let choice = match attempt {
+            0 | 1 => Choice::Greedy,
+            _ => Choice::Sampled { temperature, top_p, random: Random::new(u64::from(attempt)) },
+        };
+        let mut answer = Answer {
+            pieces: begun.script.pieces.iter(),
+            gap: None,
+            count: 0,
+            pending: begun.ask.clone(),
+            written: Vec::new(),
+            cut: false,
+            choice,
+            spent: shared.examples.clone(),
+            tokens_in: begun.head as i64,
+            tokens_out: 0,
+        };
+        answer.next_gap(shared)?;
+        Ok(answer)
+    }
+
+    /// Goes on to the next gap, over the words before it.
+    fn next_gap(&mut self, shared: &'a Shared) -> Result<()> {
+        self.gap = None;
+        for piece in self.pieces.by_ref() {
+            match piece {
+                Piece::Words(words) if self.written.is_empty() => {
+                    self.pending.extend(shared.tokens.open("assistant", words).map_err(failed)?);
+                }
+                // A gap stands before them, whose full stop isn't in the cache yet.
+                Piece::Words(words) => {
+                    self.pending = shared.tokens.encode(&format!(".{words}")).map_err(failed)?
+                }
+                Piece::Gap(gap) => {
+                    self.tokens_in += self.pending.len() as i64;
+                    self.gap = Some(Writer::new(&shared.roles, gap));
+                    self.count = 0;
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the logits after the pending tokens: the gap grows by a token, or ends.
+    fn take(&mut self, shared: &'a Shared, logits: &mut [f32]) -> Result<()> {
+        let Some(mut writer) = self.gap.take() else { return Ok(()) };
+        self.count += 1;
+        let cut = match writer.step(logits, &self.spent, shared.numbers.0, &mut self.choice) {
+            Some(Next::Token(token)) => {
+                self.tokens_out += 1;
+                if !self.spent.contains(&token) {
+                    self.spent.push(token);
+                }
+                if self.count < shared.max_gap_tokens {
+                    self.pending = vec![token];
+                    self.gap = Some(writer);
+                    return Ok(());
+                }
+                true
+            }
+            Some(Next::Stop) => {
+                self.tokens_out += 1;
+                false
+            }
+            None => true,
+        };
+        self.written.push(writer.finish(cut));
+        self.cut |= cut;
+        self.next_gap(shared)
+    }
+
+    fn draft(self, pieces: &[Piece]) -> Draft {
+        Draft {
+            text: write(pieces, &self.written),
+            written: self.written,
+            tokens_in: self.tokens_in,
+            tokens_out: self.tokens_out,
+            finish_reason: if self.cut { "length" } else { "stop" }.into(),
+        }
+    }
 }
 
 impl Shared {
@@ -276,6 +410,28 @@ impl Shared {
             tokens.extend(self.tokens.message(role, &content).map_err(failed)?);
         }
         Ok(tokens)
+    }
+
+    /// Makes a cache hold a decision's head.
+    fn restore_head(&self, decision: Label, cache: &mut Cache) -> Result<()> {
+        let mut heads = self.heads.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(head) = heads.get(&decision) {
+            return cache.restore(head).map_err(failed);
+        }
+        let tokens = self.head(decision)?;
+        cache.clear();
+        self.llama.advance(&tokens, cache).map_err(failed)?;
+        heads.insert(decision, cache.prefix().map_err(failed)?);
+        Ok(())
+    }
+
+    /// Begins an answer in a cache.
+    fn begin(&self, request: &CotRequest, cache: &mut Cache) -> Result<Begun> {
+        let decision = if request.decision == Label::Positive { Label::Positive } else { Label::Negative };
+        self.restore_head(decision, cache)?;
+        let head = cache.length();
+        let (script, ask) = self.script(request, head)?;
+        Ok(Begun { script, ask, head })
     }
 
     /// The script of a request and the tokens of its message, with the widest caps that fit after
@@ -325,43 +481,18 @@ impl Generate for Local {
         self.shared.attempts
     }
 
+    fn batch(&self) -> usize {
+        self.caches.len()
+    }
+
     fn generate(&mut self, request: &CotRequest, attempt: u32) -> Result<Draft> {
-        let (_, temperature, top_p) = self.shared.numbers;
-        let choice = match attempt {
-            0 | 1 => Choice::Greedy,
-            _ => Choice::Sampled { temperature, top_p, random: Random::new(u64::from(attempt)) },
-        };
-        let decision = if request.decision == Label::Positive { Label::Positive } else { Label::Negative };
-        self.restore_head(decision)?;
-        let head = self.cache.length();
-        let (script, ask) = self.shared.script(request, head)?;
-        let spent = self.shared.examples.clone();
-        let mut writing = Writing { choice, spent, tokens_in: head as i64, tokens_out: 0 };
-        let (mut written, mut cut) = (Vec::new(), false);
-        let mut pending = ask;
-        for piece in &script.pieces {
-            match piece {
-                Piece::Words(words) if written.is_empty() => {
-                    pending.extend(self.shared.tokens.open("assistant", words).map_err(failed)?);
-                }
-                // A gap stands before them, whose full stop isn't in the cache yet.
-                Piece::Words(words) => {
-                    pending = self.shared.tokens.encode(&format!(".{words}")).map_err(failed)?
-                }
-                Piece::Gap(gap) => {
-                    let (words, short) = self.fill(gap, &pending, &mut writing)?;
-                    written.push(words);
-                    cut |= short;
-                }
-            }
-        }
-        Ok(Draft {
-            text: write(&script.pieces, &written),
-            written,
-            tokens_in: writing.tokens_in,
-            tokens_out: writing.tokens_out,
-            finish_reason: if cut { "length" } else { "stop" }.into(),
-        })
+        // One request gives one draft.
+        self.write(&[(request, attempt)]).pop().unwrap_or_else(|| Err(failed("it gave no draft")))
+    }
+
+    fn generate_all(&mut self, requests: &[(&CotRequest, u32)]) -> Vec<Result<Draft>> {
+        let at_once = self.caches.len();
+        requests.chunks(at_once).flat_map(|chunk| self.write(chunk)).collect()
     }
 }
 
@@ -542,6 +673,28 @@ mod tests {
         assert_ne!(second.written, positive.written);
         assert_eq!(other.generate(&request(Label::Positive), 2).unwrap(), second);
         assert_ne!(other.generate(&request(Label::Positive), 3).unwrap().written, second.written);
+    }
+
+    #[test]
+    fn answers_that_grow_together_are_those_that_grow_alone() {
+        let mut alone = local();
+        let mut together = local().batched(3).unwrap();
+        assert_eq!((alone.batch(), together.batch()), (1, 3));
+        let bare = CotRequest {
+            key: text_digest("bare"),
+            item: item("Clip 7", ""),
+            decision: Label::Positive,
+            history: Vec::new(),
+        };
+        let asked = [request(Label::Positive), bare, request(Label::Negative), request(Label::Negative)];
+        // More than grow at once, of several lengths and attempts.
+        let requests: Vec<(&CotRequest, u32)> = asked.iter().zip([1, 2, 1, 3]).collect();
+        let drafts = together.generate_all(&requests);
+        assert_eq!(drafts.len(), requests.len());
+        for (draft, (request, attempt)) in drafts.into_iter().zip(requests) {
+            assert_eq!(draft.unwrap(), alone.generate(request, attempt).unwrap());
+        }
+        assert!(together.generate_all(&[]).is_empty());
     }
 
     #[test]

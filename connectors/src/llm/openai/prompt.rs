@@ -14,6 +14,8 @@ use serde::Deserialize;
 
 /// The prompt file that ships with the program.
 const BUILTIN: &str = include_str!("prompt.toml");
+/// What the label-free prompt has in the place of its words.
+const LABEL_FREE: &str = include_str!("label_free.toml");
 
 /// Entries of a history that a prompt shows at most, the newest ones. The content key holds all P.
 const MAX_HISTORY: usize = 40;
@@ -65,6 +67,15 @@ pub struct Rules {
     pub refusals: Vec<String>,
 }
 
+/// The words of the label-free prompt.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LabelFree {
+    name: String,
+    system: String,
+    decision: String,
+}
+
 /// A chat prompt file, ready to write prompts.
 #[derive(Clone, Debug)]
 pub struct ChatPrompt {
@@ -100,6 +111,22 @@ impl ChatPrompt {
         }
         let version = format!("{}@{}", file.name, &blake3::hash(text.as_bytes()).to_hex()[..16]);
         Ok(ChatPrompt { file, version })
+    }
+
+    /// The control that ships with the program: a prompt that states no decision, so that its answers
+    /// tell nothing of the label. Whatever a request's decision is, its messages are the same.
+    ///
+    /// # Panics
+    /// Never: a test parses the file.
+    pub fn label_free() -> Self {
+        let free: LabelFree = toml::from_str(LABEL_FREE)
+            .expect("the label-free prompt that ships with the program is well formed");
+        let ChatPrompt { mut file, .. } = ChatPrompt::builtin();
+        file.name = free.name;
+        file.system = free.system;
+        file.decision = Decision { positive: free.decision.clone(), negative: free.decision };
+        let digest = blake3::hash([BUILTIN, LABEL_FREE].concat().as_bytes()).to_hex();
+        ChatPrompt { version: format!("{}@{}", file.name, &digest[..16]), file }
     }
 
     /// name@BLAKE3 of the prompt file, 16 hex digits.
@@ -265,6 +292,20 @@ mod tests {
             let error = ChatPrompt::parse(&BUILTIN.replacen(from, to, 1)).err().unwrap();
             assert!(error.to_string().starts_with("cannot read the chat prompt file"), "{error}");
         }
+    }
+
+    #[test]
+    fn the_label_free_prompt_says_nothing_of_the_decision() {
+        let prompt = ChatPrompt::label_free();
+        assert!(prompt.version().starts_with("chat-free-1@"), "{}", prompt.version());
+        let [liked, disliked, untold] = [Label::Positive, Label::Negative, Label::None].map(|decision| {
+            let history = vec![entry("Spade, long", "purchase", Label::Positive)];
+            prompt.messages(&request(item("Watering can", &["garden"], ""), decision, history))
+        });
+        assert_eq!(liked, disliked);
+        assert_eq!(liked, untold);
+        assert!(liked[1].content.contains("history, wanted, purchase: Spade, long"), "{}", liked[1].content);
+        assert!(!liked[0].content.contains("agreement") && liked[1].content.contains("isn't known"));
     }
 
     #[test]

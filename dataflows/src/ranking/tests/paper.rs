@@ -10,6 +10,7 @@ use super::super::fit::Training;
 use super::super::tensors::{Columns, Retrieved, Vocabularies};
 use super::super::{table, world};
 use super::{TRAINING, options};
+use crate::cots::log::CotLog;
 use ictflow_connectors::Result;
 use ictflow_connectors::encoder::Embed;
 use ictflow_connectors::encoder::hashed::Hashed;
@@ -27,7 +28,8 @@ fn named(names: &[&str]) -> Vec<Arm> {
 
 fn cots(prepared: &Prepared, arms: &[Arm], log: Option<&Path>) -> Result<Cots> {
     let cache = tempfile::tempdir().unwrap();
-    Cots::of(prepared, arms, log, &mut Hashed::new(16), cache.path())
+    let log = log.map(CotLog::read).transpose()?;
+    Cots::of(prepared, arms, log.as_ref(), &mut Hashed::new(16), cache.path())
 }
 
 /// The demonstrations of an arm with the template's CoTs, whatever kind it asks for; `None` for one without.
@@ -178,7 +180,7 @@ fn a_log_that_explains_nothing_or_is_none_is_refused() {
         assert!(error.contains(said), "{error}");
     }
     let error = cots(&prepared, &arms, Some(&folder.path().join("none"))).unwrap_err().to_string();
-    assert!(error.contains("--cots"), "{error}");
+    assert!(error.contains("/none") && error.contains("--cots"), "{error}");
     log(&prepared, &path, |place| Some(format!("text {place}")), |_| None);
     let whole = cots(&prepared, &arms, Some(&path)).unwrap();
     let text = std::fs::read_to_string(&path).unwrap();
