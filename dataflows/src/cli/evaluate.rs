@@ -1,20 +1,15 @@
 //! `ictflow evaluate`: what neighbours are worth to a ranker, measured on a data set.
 
+use super::data_set::DataSetOptions;
 use crate::config::checked::models;
-use crate::demo::movielens;
 use crate::ranking::arms::{ARMS, Arm, USUAL};
-use crate::ranking::dataset::{Prepared, Protocol, Source};
+use crate::ranking::dataset::Prepared;
 use crate::ranking::evaluate::{Options, evaluate};
 use crate::ranking::fit::Training;
 use crate::ranking::model::Sizes;
 use crate::ranking::table;
-use clap::{Args, ValueEnum};
-use ictflow_connectors::atomic::{Columns, Folder, Labels, TimeUnit};
-use ictflow_connectors::encoder::Embed;
-use ictflow_connectors::encoder::hashed::Hashed;
-use ictflow_connectors::encoder::minilm::MiniLm;
+use clap::Args;
 use ictflow_connectors::{Error, Result};
-use ictflow_operators::ict::Shape;
 use ictflow_operators::ranking::backbones::Kind;
 use std::io::Write;
 use std::path::PathBuf;
@@ -35,22 +30,8 @@ use std::path::PathBuf;
         A finished cell (backbone, arm, seed) is read back from --out, so the same command goes on after a kill.\n\
         --out gets table.txt, table.json, table.csv, segments.csv, and in curves/ the epochs of each training.")]
 pub(super) struct Arguments {
-    /// The folder of the data set: RecBole's atomic files NAME.inter and, for texts, NAME.item.
-    #[arg(long)]
-    data: PathBuf,
-    /// NAME, where the folder has several data sets and none of its own name.
-    #[arg(long)]
-    name: Option<String>,
-    /// The label: a rule 'COLUMN>=NUMBER', a column of 0 and 1, or 'implicit', where every row is positive
-    /// (only for the protocol leave-one-out).
-    #[arg(long, default_value = "rating>=4")]
-    label: String,
-    /// Rows whose label column is 0 are engagements too: they stand in histories.
-    #[arg(long)]
-    negatives_engage: bool,
-    /// Which rows train, which choose, which test.
-    #[arg(long, default_value = "time")]
-    protocol: Protocol,
+    #[command(flatten)]
+    data_set: DataSetOptions,
     /// Backbones, with commas between them: deepfm, xdeepfm, autoint, dcn, dcnv2, din.
     #[arg(long, value_delimiter = ',', default_value = "deepfm", value_parser = backbone)]
     backbone: Vec<Kind>,
@@ -64,56 +45,7 @@ pub(super) struct Arguments {
     #[arg(long, default_value = "target/evaluate")]
     out: PathBuf,
     #[command(flatten)]
-    columns: ColumnOptions,
-    #[command(flatten)]
     training: TrainingOptions,
-    /// What makes text vectors: the MiniLM model of the cache, or vectors without meaning, for tests.
-    #[arg(long, default_value = "minilm")]
-    encoder: Encoder,
-}
-
-/// The encoders.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Encoder {
-    Minilm,
-    Hashed,
-}
-
-/// Which column means what.
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Columns")]
-struct ColumnOptions {
-    /// The user, in NAME.inter.
-    #[arg(long, value_name = "COLUMN", default_value = "user_id")]
-    user: String,
-    /// The item, in both files.
-    #[arg(long, value_name = "COLUMN", default_value = "item_id")]
-    item: String,
-    /// The time, in NAME.inter.
-    #[arg(long, value_name = "COLUMN", default_value = "timestamp")]
-    time: String,
-    /// Its unit: seconds, milliseconds or microseconds.
-    #[arg(long, value_name = "UNIT", default_value = "seconds", value_parser = time_unit)]
-    time_unit: TimeUnit,
-    /// The title, in NAME.item, as are those below. Where none of them is given and the file has MovieLens's
-    /// columns movie_title, release_year and class, these are taken.
-    #[arg(long, value_name = "COLUMN")]
-    title: Option<String>,
-    /// The year, in brackets behind the title.
-    #[arg(long, value_name = "COLUMN")]
-    year: Option<String>,
-    /// Who made it.
-    #[arg(long, value_name = "COLUMN")]
-    creator: Option<String>,
-    /// Its categories.
-    #[arg(long, value_name = "COLUMN")]
-    categories: Option<String>,
-    /// Its tags.
-    #[arg(long, value_name = "COLUMN")]
-    tags: Option<String>,
-    /// Its description.
-    #[arg(long, value_name = "COLUMN")]
-    description: Option<String>,
 }
 
 /// How models are trained.
@@ -160,12 +92,6 @@ fn backbone(name: &str) -> std::result::Result<Kind, String> {
     Kind::named(name).ok_or_else(|| format!("there is no backbone of this name: choose among {names}"))
 }
 
-fn time_unit(name: &str) -> std::result::Result<TimeUnit, String> {
-    let all = [TimeUnit::Seconds, TimeUnit::Milliseconds, TimeUnit::Microseconds];
-    let found = all.into_iter().find(|unit| unit.to_string() == name);
-    found.ok_or_else(|| "choose seconds, milliseconds or microseconds".to_owned())
-}
-
 fn rate(text: &str) -> std::result::Result<f64, String> {
     match text.parse::<f64>() {
         Ok(rate) if (0.0..=1.0).contains(&rate) => Ok(rate),
@@ -176,18 +102,9 @@ fn rate(text: &str) -> std::result::Result<f64, String> {
 /// Trains and measures, and prints the table.
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let arms = arms(&arguments.arms)?;
-    let columns = columns(arguments)?;
-    let source = Source {
-        folder: arguments.data.clone(),
-        name: arguments.name.clone(),
-        columns,
-        protocol: arguments.protocol,
-    };
-    let mut encoder: Box<dyn Embed> = match arguments.encoder {
-        Encoder::Minilm => Box::new(MiniLm::load(&models().join("encoder"))?),
-        Encoder::Hashed => Box::new(Hashed::new(Shape::default().text)),
-    };
-    let prepared = Prepared::read(&source, &mut *encoder, &models().join("vectors"))?;
+    let data_set = &arguments.data_set;
+    let mut encoder = data_set.encoder()?;
+    let prepared = Prepared::read(&data_set.source()?, &mut *encoder, &models().join("vectors"))?;
     drop(encoder);
     let training = &arguments.training;
     let options = Options {
@@ -240,42 +157,4 @@ fn distinct<T: Copy + PartialEq>(all: &[T]) -> Vec<T> {
         }
     }
     once
-}
-
-/// What the columns mean.
-fn columns(arguments: &Arguments) -> Result<Columns> {
-    let labels: Labels = arguments
-        .label
-        .parse()
-        .map_err(|error: String| Error::fatal("read --label", error, "the default is 'rating>=4'"))?;
-    let given = &arguments.columns;
-    let columns = Columns {
-        user: given.user.clone(),
-        item: given.item.clone(),
-        time: given.time.clone(),
-        time_unit: given.time_unit,
-        labels,
-        negatives_engage: arguments.negatives_engage,
-        title: given.title.clone(),
-        year: given.year.clone(),
-        creator: given.creator.clone(),
-        categories: given.categories.clone(),
-        tags: given.tags.clone(),
-        description: given.description.clone(),
-        ..Columns::default()
-    };
-    let none =
-        [&given.title, &given.year, &given.creator, &given.categories, &given.tags, &given.description]
-            .iter()
-            .all(|column| column.is_none());
-    if none {
-        let usual = movielens::columns();
-        let taken =
-            Columns { title: usual.title, year: usual.year, categories: usual.categories, ..columns.clone() };
-        let folder = Folder::open(&arguments.data, arguments.name.as_deref())?;
-        if folder.items(&taken).is_ok_and(|items| items.is_some()) {
-            return Ok(taken);
-        }
-    }
-    Ok(columns)
 }

@@ -6,6 +6,7 @@
 
 mod backfill;
 mod check;
+mod data_set;
 mod dead_letters;
 mod erase;
 mod evaluate;
