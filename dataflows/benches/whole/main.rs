@@ -28,6 +28,7 @@ mod retrieval;
 mod script;
 mod stage;
 mod throughput;
+mod training;
 
 use clap::Parser;
 use report::Report;
@@ -62,7 +63,7 @@ pub struct Arguments {
 
 type Section = (&'static str, fn(&Arguments, &mut Report) -> Fallible<()>);
 
-const SECTIONS: [Section; 11] = [
+const SECTIONS: [Section; 12] = [
     ("throughput", throughput::measure),
     ("latency", latency::measure),
     ("retrieval", retrieval::measure),
@@ -72,6 +73,7 @@ const SECTIONS: [Section; 11] = [
     ("exactly-once", exactly_once::measure),
     ("recovery", recovery::measure),
     ("backfill", backfill::measure),
+    ("training", training::measure),
     ("encoder", models::encoder),
     ("llm", models::llm),
 ];

@@ -72,7 +72,11 @@ impl Key {
         format!("{}-{}-{}", self.backbone.name(), self.arm.name, self.seed)
     }
 
-    fn value(&self) -> Result<Value> {
+    /// The key as JSON.
+    ///
+    /// # Errors
+    /// None that a caller could cause.
+    pub(super) fn value(&self) -> Result<Value> {
         serde_json::to_value(self).map_err(defect)
     }
 

@@ -7,21 +7,25 @@
 //!                                              arms, model ───────────────┘
 //! ```
 //!
+//! A data set is read of a folder, or, by `examples`, of what a job published or exported.
+//!
 //! `arms` says what a model is given, and is the list of a table's rows; `model` puts a backbone and what an
 //! arm brings together; `fit` trains one model; `evaluate` trains and measures all of them, cell by cell, and
-//! reads finished cells back. Everything is drawn from seeds, and no figure depends on a clock.
+//! reads finished cells back; `train` trains one and writes the files that serve it. Everything is drawn from seeds, and no figure depends on a clock.
 
 pub mod arms;
 pub mod cell;
 pub mod dataset;
 pub mod embeddings;
 pub mod evaluate;
+pub mod examples;
 pub mod fit;
 pub mod model;
 pub mod neighbours;
 pub mod progress;
 pub mod table;
 pub mod tensors;
+pub mod train;
 
 #[cfg(test)]
 mod tests;

@@ -12,3 +12,4 @@ mod files;
 mod signals;
 mod support;
 mod tail;
+mod train;
