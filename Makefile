@@ -8,7 +8,7 @@ export ICTFLOW_PYTHON ?= $(HOME)/.cache/ictflow/python/bin/python
 CARGO ?= cargo
 BINARY = $(or $(CARGO_TARGET_DIR),target)/release/ictflow
 
-.PHONY: help demo demo-again cots evaluate evaluate-quick test chaos bench build models tools toolchain lint unit suite oracle doc
+.PHONY: help demo demo-again cots evaluate evaluate-quick test chaos bench weights build models tools toolchain lint unit suite oracle doc
 # The prerequisites of a target run one after the other, also under -j: cargo is parallel by itself.
 .NOTPARALLEL:
 
@@ -21,6 +21,7 @@ help:
 	@echo "make test        lints, unit tests, the end-to-end suite on a real Kafka, the oracle's own tests"
 	@echo "make chaos       the fault tests in their long form, seeds printed (SEED=n repeats one)"
 	@echo "make bench       throughput, latency, memory, models and commits, with their spread (BENCH=\"--quick\": 5 minutes)"
+	@echo "make weights     trains the small ranker and the ICT weights of deploy/weights anew"
 	@echo "make build       the binary, target/release/ictflow"
 	@echo "make doc         the code's documentation"
 	@echo "Parts: models, tools and toolchain set up; lint, unit, suite and oracle test."
@@ -66,6 +67,14 @@ evaluate-quick: build models
 # Figures for the README: all of them on a quiet machine. BENCH takes the program's options.
 bench: toolchain models
 	$(CARGO) bench --profile release --locked -p ictflow-dataflows --bench whole -- --out $(abspath $(or $(CARGO_TARGET_DIR),target))/bench $(BENCH)
+
+# Small enough to be in the repository, with the card that says how they were made. WEIGHTS takes more options of
+# `ictflow train`, such as WEIGHTS="--arm attention".
+weights: build models
+	$(BINARY) train --data $(ICTFLOW_MODELS)/data/ml-100k --width 16 --user-rows 2048 --item-rows 2048 \
+		--creator-rows 16 --category-rows 64 --out target/weights $(WEIGHTS)
+	mkdir -p deploy/weights
+	cd target/weights && cp ranker.safetensors ict.safetensors card.md curves.csv curves.svg $(CURDIR)/deploy/weights
 
 build: toolchain
 	$(CARGO) build --release --locked -p ictflow-dataflows

@@ -54,10 +54,17 @@ pub fn measure(arguments: &Arguments, report: &mut Report) -> Fallible<()> {
             runs.push((spent, touched));
         }
         let labels = (epochs * EPOCH) as f64;
-        let by = |f: &dyn Fn(f64, f64) -> f64| runs.iter().map(|(s, t)| f(*s, *t as f64)).collect::<Vec<f64>>();
+        let by =
+            |f: &dyn Fn(f64, f64) -> f64| runs.iter().map(|(s, t)| f(*s, *t as f64)).collect::<Vec<f64>>();
         report.add("neighbours", "neighbours: labels", &conditions, "/s", by(&|s, _| labels / s))?;
         report.add("neighbours", "neighbours: pairs computed", &conditions, "/s", by(&|s, t| t / s))?;
-        report.add("neighbours", "neighbours: pairs a label touches", &conditions, "", by(&|_, t| t / labels))?;
+        report.add(
+            "neighbours",
+            "neighbours: pairs a label touches",
+            &conditions,
+            "",
+            by(&|_, t| t / labels),
+        )?;
         let (mut periods, mut touched) = (Vec::new(), Vec::new());
         for _ in 0..LONG_RUNS {
             stand.labels(EPOCH);
@@ -87,8 +94,7 @@ struct Stand {
 impl Stand {
     fn new(users: usize) -> Self {
         let (mut rng, mut words) = (Rng::with_seed(2), Words::new(2));
-        let items =
-            (0..ITEMS).map(|i| (format!("i{i:06}").into(), item(&mut rng, &mut words))).collect();
+        let items = (0..ITEMS).map(|i| (format!("i{i:06}").into(), item(&mut rng, &mut words))).collect();
         let semantics = Arc::new(Semantics::default());
         let Neighbourhood { sketch_period_ms: period, .. } = semantics.neighbours;
         Stand {

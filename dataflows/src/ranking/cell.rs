@@ -85,7 +85,11 @@ impl Key {
         }
     }
 
-    fn value(&self) -> Result<Value> {
+    /// The key as JSON.
+    ///
+    /// # Errors
+    /// None that a caller could cause.
+    pub(super) fn value(&self) -> Result<Value> {
         serde_json::to_value(self).map_err(defect)
     }
 

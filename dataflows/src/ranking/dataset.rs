@@ -12,6 +12,7 @@ use ictflow_operators::ranking::split::{
 use ictflow_schemas::Id;
 use ictflow_schemas::dataset::Dataset;
 use ictflow_schemas::framing::{Digest, Frame, text_digest};
+use ictflow_schemas::history::Label;
 use ictflow_schemas::vector::Quantised;
 use serde::Serialize;
 use std::collections::HashSet;
@@ -234,7 +235,14 @@ fn contents(data: &Dataset) -> Digest {
     }
     for row in data.rows() {
         let frame = Frame::new().int(row.time).int(i64::from(row.user)).int(i64::from(row.item));
-        add(frame.int(i64::from(row.number)).text(row.label.word()).int(i64::from(row.engagement)));
+        let frame = frame.int(i64::from(row.number)).text(row.label.word()).int(i64::from(row.engagement));
+        // Rows of which this is all leave it out.
+        let plain = row.example == (row.label != Label::None) && !row.implicit;
+        let label_time = data.label_time(row);
+        add(match plain && label_time == row.time {
+            true => frame,
+            false => frame.int(i64::from(row.example)).int(i64::from(row.implicit)).int(label_time),
+        });
     }
     for item in 0..data.items().len() as u32 {
         let catalog = data.catalog();

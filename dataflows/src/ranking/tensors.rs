@@ -8,6 +8,9 @@
 //! on, in the order of their numbers, and all others row 0, which stands for an absent id. So what is new in
 //! validation and test is new to the model.
 //!
+//! `train` has the rows of hashed tables in their place, since what it makes serves any id: see
+//! [`Vocabularies::hashed`].
+//!
 //! **Slots**: items are gathered by slot = number + 1; slot 0 is an absent item, with zeros everywhere. An
 //! item that training doesn't know has its text and known categories all the same.
 //!
@@ -20,10 +23,15 @@ use super::delay::Delay;
 use super::demonstrations::DemonstrationColumns;
 use super::neighbours::{Nearest, Neighbours};
 use candle_core::{DType, Device, Result, Tensor};
-use ictflow_operators::ict::training::{Demonstrations, Neighbours as Gathered, Parties, Samples};
+use ictflow_operators::ict::training::{
+    Demonstrations, HashedRows, Neighbours as Gathered, Parties, Samples, TableRows,
+};
 use ictflow_operators::ict::{MAX_NEIGHBOURS, SOURCES, count_scalar};
 use ictflow_operators::ranking::ids::Ids;
 use ictflow_operators::ranking::tables::Rows;
+use ictflow_schemas::Id;
+use ictflow_schemas::dataset::Dataset;
+use ictflow_schemas::framing::hashed_row;
 use ictflow_schemas::history::Label;
 use ictflow_schemas::neighbour::{RATE_ONE, rate_of};
 use ictflow_schemas::vector::SCALE;
@@ -47,6 +55,15 @@ impl Vocabulary {
             })
             .collect();
         Vocabulary { row, known: next }
+    }
+
+    /// The rows as a hashed table has them, compactly: what training names gets the row of its hashed one, and
+    /// so does any other id that shares one of these; all else has row 0. What serving would read, then.
+    fn hashed(&self, ids: &[Id], table: &mut TableRows) -> Self {
+        for (id, _) in ids.iter().zip(&self.row).filter(|(_, row)| **row > 0) {
+            table.add(id);
+        }
+        Vocabulary { row: ids.iter().map(|id| table.row_of(id)).collect(), known: table.len() as u32 - 1 }
     }
 
     /// The row of a number.
@@ -100,6 +117,32 @@ impl Vocabularies {
             item: Vocabulary::of(&items),
             creator: Vocabulary::of(&creators),
             category: Vocabulary::of(&categories),
+        }
+    }
+
+    /// The rows of hashed tables instead of each id its own; `rows` gets those that training names.
+    pub fn hashed(&self, data: &Dataset, rows: &mut HashedRows) -> Self {
+        let catalog = data.catalog();
+        Vocabularies {
+            user: self.user.hashed(data.users().ids(), &mut rows.user),
+            item: self.item.hashed(data.items().ids(), &mut rows.item),
+            creator: self.creator.hashed(catalog.creator_names().ids(), &mut rows.creator),
+            category: self.category.hashed(catalog.category_names().ids(), &mut rows.category),
+        }
+    }
+
+    /// The rows of whole hashed tables, as a reader of the files has them.
+    pub fn whole(data: &Dataset, rows: Rows) -> Self {
+        let of = |table: &str, ids: &[Id], rows: usize| {
+            let known = rows as u32 - 1;
+            Vocabulary { row: ids.iter().map(|id| hashed_row(table, id, known + 1)).collect(), known }
+        };
+        let catalog = data.catalog();
+        Vocabularies {
+            user: of("user", data.users().ids(), rows.user),
+            item: of("item", data.items().ids(), rows.item),
+            creator: of("creator", catalog.creator_names().ids(), rows.creator),
+            category: of("category", catalog.category_names().ids(), rows.category),
         }
     }
 
@@ -330,7 +373,7 @@ fn own_labels(prepared: &Prepared, delay: Delay) -> Result<Tensor> {
     let mut all = Vec::with_capacity(prepared.len() * LABEL_SCALARS);
     for sample in prepared.samples() {
         let before = histories.before(sample.row).iter().map(|row| &rows[*row as usize]);
-        let known = before.filter(|row| delay.known(row.time, rows[sample.row as usize].time));
+        let known = before.filter(|row| delay.known(data.label_time(row), rows[sample.row as usize].time));
         all.extend(label_scalars(known.map(|row| row.label)));
     }
     Tensor::from_vec(all, (prepared.len(), LABEL_SCALARS), &Device::Cpu)
