@@ -11,9 +11,13 @@ What a subscriber has to do, and why:
   * from the beginning: the topic is compacted, so the newest vector of every live pair stands on it;
   * a record is an upsert of its key (user, item), a null value a tombstone: the pair isn't live any more;
   * (key, epoch, substep) from the headers names a record: a broker that shows one twice does no harm;
+  * `vector_kind` says what `ict` is made of: vectors of two kinds, or of two `ict_weights`, don't compare;
+  * `votes` are nine scalars beside the vector, ready for a ranker; `neighbours` are the labelled examples that vote;
+  * a record of before these three fields existed reads as no votes, no neighbours and the kind `decoder`;
   * a promote or a rollback names another topic on `epochs`: it holds everything, so it is read from its beginning.
 
-Prints a line for every change and the number of live pairs at the end. Needs `confluent-kafka` and
+Prints a line for every change and, at the end, the number of live pairs, of those with votes, and by kind of vector.
+`--neighbours` prints the neighbours, too. Needs `confluent-kafka` and
 `fastavro` for Kafka, nothing for `--stdin`.
 """
 
@@ -24,10 +28,27 @@ import os
 import struct
 import sys
 import urllib.request
+from collections import Counter
 from pathlib import Path
 
 WIRE = Path(__file__).resolve().parent.parent / "schemas" / "wire"
 MARKER = b"\xc3\x01"
+# Of the item: how many labels of others its ring has, their rate, the mean label of the selected and the mean by
+# similarity. Of the user: how many were selected, the same two means, and both of labels less their items' rates.
+# Counts are as they are, means less one half; 0 where there is nothing.
+VOTES = (
+    "item.count",
+    "item.rate",
+    "item.mean",
+    "item.weighted",
+    "user.count",
+    "user.mean",
+    "user.weighted",
+    "user.deviation",
+    "user.weighted_deviation",
+)
+# What a value of features.v1 lacks. Avro fills it from the newest schema; `ictflow tail` may show values without.
+ADDED = {"votes": [], "neighbours": [], "vector_kind": "decoder"}
 
 
 def parts(key):
@@ -180,13 +201,23 @@ def from_lines(lines):
         yield tuple(record["key"]), record["value"], record["headers"]
 
 
+def described(value):
+    """One line for a feature."""
+    of = {source: sum(n["source"] == source for n in value["neighbours"]) for source in ("same_item", "same_user")}
+    votes = ", ".join(f"{name} {number:.6g}" for name, number in zip(VOTES, value["votes"])) or "none"
+    return (
+        f"{value['vector_kind']} of {len(value['ict'])} values, {value['cot_status']}, k {value['k']}, "
+        f"neighbours {of['same_item']} of the item, {of['same_user']} of the user, votes {votes}"
+    )
+
+
 def run(options):
     records = from_lines(sys.stdin) if options.stdin else from_kafka(options)
-    vectors, newest = {}, {}
+    live, newest = {}, {}
     try:
         for record in records:
             if record is None:
-                vectors, newest = {}, {}
+                live, newest = {}, {}
                 continue
             key, value, headers = record
             if "ictflow-epoch" not in headers:
@@ -197,15 +228,23 @@ def run(options):
                 continue
             newest[key] = place
             if value is None:
-                vectors.pop(key, None)
+                live.pop(key, None)
             else:
-                vectors[key] = value["ict"]
+                value = ADDED | value
+                if len(value["votes"]) not in (0, len(VOTES)):
+                    raise ValueError(f"{len(value['votes'])} votes, this reader knows {len(VOTES)}: key {key}")
+                # What a ranker keeps of a pair.
+                live[key] = (value["vector_kind"], value["ict"], value["votes"])
             if not options.quiet:
-                status = "gone" if value is None else f"{value['cot_status']}, k {value['k']}, {len(value['ict'])} values"
-                print(f"epoch {place[0]}: user {key[0]} item {key[1]}: {status}")
+                print(f"epoch {place[0]}: user {key[0]} item {key[1]}: {'gone' if value is None else described(value)}")
+            if options.neighbours and not options.quiet and value is not None:
+                for n in value["neighbours"]:
+                    print(f"  {n['source']} {n['id']} label {n['label']} score {n['score'] / 2**28:.6f}")
     except KeyboardInterrupt:
         pass
-    print(json.dumps({"live": len(vectors), "seen": len(newest)}))
+    kinds = Counter(kind for kind, _, _ in live.values())
+    with_votes = sum(bool(votes) for _, _, votes in live.values())
+    print(json.dumps({"live": len(live), "seen": len(newest), "with_votes": with_votes, "kinds": kinds}))
     sys.stdout.flush()
 
 
@@ -219,6 +258,7 @@ def main():
     options.add_argument("--until-end", action="store_true", help="stop at the end of every partition")
     options.add_argument("--stdin", action="store_true", help="read lines of `ictflow tail`")
     options.add_argument("--quiet", action="store_true", help="print the last state only")
+    options.add_argument("--neighbours", action="store_true", help="print the neighbours of each feature, nearest last")
     try:
         run(options.parse_args())
     except BrokenPipeError:

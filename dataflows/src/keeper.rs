@@ -257,8 +257,7 @@ impl Keeper {
         self.settle();
         self.erased.insert(user.to_owned());
         let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-        let keys = [Part::Accept, Part::History, Part::Pairs, Part::Eligible]
-            .map(|p| format!("{}{user}", letter(p)));
+        let keys = Part::OF_USERS.map(|part| format!("{}{user}", letter(part)));
         let rewritten = store.rewrite_without(&self.job, &keys, shard(user))?;
         let epoch = self.base.as_ref().map(|base| base.meta.epoch);
         self.base = store.list(&self.job)?.into_iter().find(|manifest| Some(manifest.meta.epoch) == epoch);

@@ -45,6 +45,11 @@ pub enum Part {
     Refusals,
 }
 
+impl Part {
+    /// Those whose states are of users.
+    pub const OF_USERS: [Part; 5] = [Part::Accept, Part::History, Part::Pairs, Part::Eligible, Part::Labels];
+}
+
 /// Which users are saved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Extent {

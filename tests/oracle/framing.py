@@ -1,4 +1,4 @@
-"""Bytes of the design: framed parts, digests, item texts, partitions, hashed rows, point ids, quantised vectors.
+"""Bytes of the design: framed parts, digests, item texts, partitions, hashed rows, ids, signs, quantised vectors.
 
 Everything here is a pure function. Nothing is shared with the program under test.
 """
@@ -115,13 +115,33 @@ def hashed_row(table, name, rows):
 
 
 POINT_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "ictflow:demonstration")
+EXAMPLE_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "ictflow:example")
+
+
+def _uuid5(namespace, name):
+    """UUIDv5 over raw bytes (the standard function takes text only)."""
+    raw = hashlib.sha1(namespace.bytes + name).digest()[:16]
+    return str(uuid.UUID(bytes=raw, version=5))
 
 
 def point_id(user, time, event_id, prompt_version):
-    """UUIDv5 over raw bytes (the standard function takes text only)."""
-    name = framed(user, time, event_id, prompt_version)
-    raw = hashlib.sha1(POINT_NAMESPACE.bytes + name).digest()[:16]
-    return str(uuid.UUID(bytes=raw, version=5))
+    """The id of a demonstration."""
+    return _uuid5(POINT_NAMESPACE, framed(user, time, event_id, prompt_version))
+
+
+def neighbour_id(user, time, event_id):
+    """The id of an example that is a neighbour."""
+    return _uuid5(EXAMPLE_NAMESPACE, framed(user, time, event_id))
+
+
+SKETCH_WIDTH = 1024
+
+
+def signs(table, name):
+    """The signs of an id in a table, `user` or `item`: 1 for a set bit, -1 for another, as int64."""
+    raw = blake3(framed("sketch", table, name)).digest(length=SKETCH_WIDTH // 8)
+    bits = np.unpackbits(np.frombuffer(raw, dtype=np.uint8), bitorder="little")
+    return 2 * bits.astype(np.int64) - 1
 
 
 def murmur2(data):

@@ -1,4 +1,7 @@
-"""The ICT forward pass in float64, from weights in the safetensors format read by hand."""
+"""The ICT forward pass in float64, from weights in the safetensors format read by hand.
+
+Here are tokens, and the decoder over demonstrations; `attention.py` has the kind that reads neighbours.
+"""
 
 import hashlib
 import json
@@ -15,10 +18,12 @@ THETA = 10_000.0
 HEADS = 2
 LAYERS = 2
 TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
+TABLES = ("user", "item", "creator", "category")
+HIDDEN = 64  # of a neighbour
 
 
 def read_safetensors(path):
-    """Tensors by name as float64, and the version: the file's SHA-256 in hex, shortened and marked if untrained."""
+    """Tensors by name as float64, the version (SHA-256 in hex, shortened and marked if untrained), the kind."""
     data = Path(path).read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
@@ -36,12 +41,15 @@ def read_safetensors(path):
         tensors[name] = flat.astype(np.float64).reshape(entry["shape"])
     sha256 = hashlib.sha256(data).hexdigest()
     described = json.loads(header.get("__metadata__", {}).get("ictflow", "{}"))
-    return tensors, sha256 if described.get("trained", True) else f"untrained-{sha256[:16]}"
+    version = sha256 if described.get("trained", True) else f"untrained-{sha256[:16]}"
+    return tensors, version, described.get("kind", "decoder")
 
 
-def write_safetensors(path, tensors):
-    """Writes f32 tensors, for made-up weights."""
+def write_safetensors(path, tensors, kind=None):
+    """Writes f32 tensors, for made-up weights. Without a kind the file doesn't say one."""
     header, body = {}, bytearray()
+    if kind is not None:
+        header["__metadata__"] = {"ictflow": json.dumps({"kind": kind, "trained": True})}
     for name in sorted(tensors):
         raw = np.ascontiguousarray(tensors[name], dtype="<f4").tobytes()
         header[name] = {
@@ -55,13 +63,28 @@ def write_safetensors(path, tensors):
     Path(path).write_bytes(struct.pack("<Q", len(text)) + text + bytes(body))
 
 
-def shapes(width, rows, d=32, hidden=64):
+def shapes(width, rows, d=32, kind="decoder"):
     """Shapes of all tensors for vectors of `width` and tables of `rows` (user, item, creator, category)."""
     out = {f"{table}.weight": (count, d) for table, count in rows.items()}
-    out["label.weight"] = (2, d)
     out |= {"text.0.weight": (256, width), "text.0.bias": (256,), "text.2.weight": (d, 256), "text.2.bias": (d,)}
     out |= {"sample.0.weight": (128, 9 * d), "sample.0.bias": (128,)}
     out |= {"sample.2.weight": (d, 128), "sample.2.bias": (d,)}
+    return out | (attention_shapes(d) if kind == "attention" else decoder_shapes(d))
+
+
+def attention_shapes(d):
+    """Shapes of the tensors that only the kind `attention` has."""
+    out = {"user.weight": (HIDDEN, d), "item.weight": (HIDDEN, 4 * d), "label.weight": (2, HIDDEN)}
+    out |= {"scalars.weight": (HIDDEN, 3), "bias": (HIDDEN,), "source.weight": (2, HIDDEN)}
+    out |= {"key.weight": (d, HIDDEN), "value.weight": (d, HIDDEN), "query.weight": (d, d)}
+    out |= {"theta": (2,), "phi": (2,), "out.weight": (d, 2 * (d + 4)), "out.bias": (d,)}
+    return {f"attention.{name}": shape for name, shape in out.items()}
+
+
+def decoder_shapes(d):
+    """Shapes of the tensors that only the kind `decoder` has."""
+    hidden = -(-(4 * d // 3) // 32) * 32
+    out = {"label.weight": (2, d)}
     for layer in range(LAYERS):
         at = f"decoder.layers.{layer}."
         out |= {at + f"{name}.weight": (d, d) for name in "qkvo"}
@@ -71,12 +94,12 @@ def shapes(width, rows, d=32, hidden=64):
     return out
 
 
-def random_weights(seed, width, rows):
+def random_weights(seed, width, rows, kind="decoder"):
     """Made-up weights of a sane scale; row 0 of each table is zeros."""
     random = np.random.default_rng(seed)
     tensors = {}
-    for name, shape in shapes(width, rows).items():
-        if "norm" in name:
+    for name, shape in shapes(width, rows, kind=kind).items():
+        if "norm" in name or "theta" in name:
             tensors[name] = 1.0 + 0.1 * random.standard_normal(shape)
         elif name.split(".")[0] in (*rows, "label"):
             tensors[name] = random.standard_normal(shape)
@@ -107,15 +130,22 @@ class Ict:
     """The module with its weights."""
 
     def __init__(self, path):
-        self.tensors, self.version = read_safetensors(path)
-        self.d = self.tensors["label.weight"].shape[1]
+        self.tensors, self.version, self.kind = read_safetensors(path)
+        if self.kind not in ("decoder", "attention"):
+            raise ValueError(f"the weights are of an unknown kind: {self.kind}")
+        self.d = self.tensors["user.weight"].shape[1]
         self.width = self.tensors["text.0.weight"].shape[1]
-        rows = {table: len(self.tensors[f"{table}.weight"]) for table in ("user", "item", "creator", "category")}
-        expected = shapes(self.width, rows, self.d, len(self.tensors["decoder.layers.0.w1.weight"]))
-        got = {name: tensor.shape for name, tensor in self.tensors.items()}
-        missing = {name: shape for name, shape in expected.items() if got.get(name) != shape}
-        if missing:
-            raise ValueError(f"the weights lack tensors or have other shapes: {missing}")
+        rows = {table: len(self.tensors[f"{table}.weight"]) for table in TABLES}
+        expected = shapes(self.width, rows, self.d, self.kind)
+        # The catalog's mean text, which either kind may have.
+        centre = self.tensors.get("text.centre", np.zeros(self.width))
+        got = {name: tensor.shape for name, tensor in self.tensors.items() if name != "text.centre"}
+        if got != expected:
+            odd = sorted(name for name in got.keys() | expected.keys() if got.get(name) != expected.get(name))
+            raise ValueError(f"the weights lack tensors, have others or other shapes: {odd}")
+        self.centre = centre.astype(np.int64)
+        if centre.shape != (self.width,) or np.any(self.centre != centre) or np.any(np.abs(centre + 0.5) > 32767.5):
+            raise ValueError("text.centre isn't a vector of the encoder's width in whole numbers of 16 bits")
         for table in rows:
             if np.any(self.tensors[f"{table}.weight"][0]):
                 raise ValueError(f"row 0 of {table}.weight isn't zeros")
@@ -226,11 +256,9 @@ def _tokens(ict, users, items, user_at, item_at):
     return ict._mlp("sample", f)
 
 
-def forward(ict, world, used):
-    """ICT vectors [pairs, d] of `world.pairs` with the demonstrations that retrieval chose."""
+def query_tokens(ict, world):
+    """x of every pair, with its user's newest history."""
     pairs = world.pairs
-    if not pairs:
-        return np.zeros((0, ict.d))
     users = sorted({user for user, _ in pairs})
     items = sorted({item for _, item in pairs})
     user_row = {user: row for row, user in enumerate(users)}
@@ -238,10 +266,17 @@ def forward(ict, world, used):
     length = world.config.history
     user_sides = [_user_side(ict, world, user, world.engagements.get(user, [])[-length:]) for user in users]
     item_sides = [_item_side(ict, world, item) for item in items]
-    query = _tokens(
+    return _tokens(
         ict, user_sides, item_sides, [user_row[user] for user, _ in pairs], [item_row[item] for _, item in pairs]
     )
 
+
+def forward(ict, world, used):
+    """ICT vectors [pairs, d] of `world.pairs` with the demonstrations that retrieval chose."""
+    pairs = world.pairs
+    if not pairs:
+        return np.zeros((0, ict.d))
+    query = query_tokens(ict, world)
     demonstrations = world.demonstrations
     triples = np.zeros((0, 3, ict.d))
     if demonstrations:

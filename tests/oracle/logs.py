@@ -42,9 +42,15 @@ class BadDump(Exception):
     """The dump itself can't be used."""
 
 
-def read_dump(path):
-    """Records of one dump in (partition, offset) order. A position that comes twice is refused."""
-    records = []
+SUPERSEDED = {}
+
+
+def read_dump(path, newest_only=False):
+    """Records of one dump in (partition, offset) order. A position that comes twice is refused.
+
+    `newest_only` keeps the value of each key's newest record and drops the older ones: a topic of many versions.
+    """
+    records, newest = [], {}
     with open(path, encoding="utf-8") as lines:
         for at, line in enumerate(lines, 1):
             if not line.strip():
@@ -66,11 +72,26 @@ def read_dump(path):
                 )
             except (ValueError, KeyError, TypeError) as error:
                 raise BadDump(f"{path}:{at}: not a record of a dump: {error!r}") from error
+            if newest_only and records[-1].undecodable is None:
+                supersede(records, newest)
     records.sort(key=lambda record: (record.partition, record.offset))
     for before, after in zip(records, records[1:]):
         if (before.partition, before.offset) == (after.partition, after.offset):
             raise BadDump(f"{path}: partition {after.partition} offset {after.offset} comes twice")
     return records
+
+
+def supersede(records, newest):
+    """Drops the older value of two: that of the last record, or that of the newest with its key."""
+    at, key = len(records) - 1, json.dumps(records[-1].key)
+    older = newest.setdefault(key, at)
+    if older == at:
+        return
+    if records[older].position < records[at].position:
+        newest[key] = at
+    else:
+        older = at
+    records[older] = records[older]._replace(value=SUPERSEDED)
 
 
 def write_dump(path, records):
@@ -98,7 +119,7 @@ def read_folder(folder):
     for name in (*INPUTS, "epochs", *OUTPUTS):
         path = folder / f"{name}.jsonl"
         if path.exists():
-            logs[name] = read_dump(path)
+            logs[name] = read_dump(path, newest_only=name in ("features", "examples"))
         elif name in ("candidates", "cot", "embeddings"):
             logs[name] = []
         else:

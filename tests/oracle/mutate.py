@@ -22,7 +22,7 @@ import argparse
 import json
 import random
 from bisect import bisect_right
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from framing import I64_MAX, I64_MIN, partition_of
@@ -165,6 +165,8 @@ class Mutator:
             self.sizes()
             self.absurd_times()
         self.last_sets()
+        if self.mutations:
+            self.labels_at_the_head()
         return self.script
 
     # --- interactions -----------------------------------------------------------------------------------------
@@ -453,6 +455,51 @@ class Mutator:
             self.extra(f"edge{k}", user, item, "click", time)
             self.put_set(self.end, len(self.ratings) + 1, user, time - k % 2, [item, other])
             self.put_set(self.end, len(self.ratings) + 1, f"worn{k}", clock - DAY - k % 2, [item, other])
+
+    def labels_at_the_head(self):
+        """Labels on a few offered items at just the edges that neighbours go by, and ties in their order.
+
+        The edges: the event clock, which hides labels from it on, and the sketches' boundary. All users here are on
+        the partition that ends at the clock.
+        """
+        clock, home = self.end + CLOSING, min(self.home.values())
+        edge = clock // HOUR * HOUR
+
+        def users(word, count):
+            names = (f"{word}{n}" for n in range(10_000))
+            return [name for name in names if partition_of(name.encode(), self.partitions) == home][:count]
+
+        rated = Counter(row[2] for row in self.ratings)
+        offered = sorted(self.names, key=lambda name: (rated[name], name))[:6]
+        for k, (user, friend) in enumerate(zip(users("near", 12), users("friend", 12))):
+            for item in self.random.sample(self.names, 3):
+                self.extra(f"n{k}-{item}", user, item, "like", self.end + 20 * MINUTE + k)
+            # On items that nobody knows, and of which no sketch has a label.
+            self.extra(f"n{k}-unknown", user, f"unknown{k % 5}", "like", edge + k % 2)
+            # The user's own label on an item that is offered all the same.
+            self.extra(f"n{k}-own", user, offered[k % 6], "like", self.end + 21 * MINUTE + k)
+            self.put_set(self.end, len(self.ratings) + 1, user, clock, offered)
+            # Ties: users with one sketch, two impressions and two labels of one time, two events that are alike.
+            at, item = self.end + 30 * MINUTE + k, offered[k % 6]
+            for twin in (f"{friend}a", f"{friend}b"):
+                self.extra(f"f{k}", twin, item, "like", at)
+            for n in range(2):
+                shown = f"f{k}-{n}"
+                self.extra(shown, friend, item, "impression", at + n * SECOND)
+                self.extra(f"{shown}o", friend, item, "like", at + 2 * SECOND, impression_id=shown)
+                self.extra(f"{shown}c", friend, offered[(k + 1) % 6], "click", at)
+        for k, user in enumerate(users("head", 24)):
+            item = offered[k % 6]
+            for time in (edge - 1, edge, clock - 1, clock):
+                self.extra(f"h{k}-{time}", user, item, self.random.choice(["like", "skip"]), time)
+            ahead = event(f"h{k}-ahead", user, item, "like", clock + 1 + k * (SKEW - 1) // 23)
+            self.script.put(clock, len(self.ratings), "interactions", user, ahead, 3)
+            # An implicit negative that an outcome corrects when it comes late.
+            shown, due = self.end + 10 * MINUTE + k, self.end + 10 * MINUTE + k + WINDOW
+            self.extra(f"h{k}-i", user, item, "impression", shown)
+            self.extra(f"h{k}-due", user, self.random.choice(self.names), "click", due + MINUTE)
+            late = event(f"h{k}-o", user, item, "like", due - MINUTE, impression_id=f"h{k}-i")
+            self.script.put(due + 2 * MINUTE, len(self.ratings), "interactions", user, late, 3)
 
     # --- items ------------------------------------------------------------------------------------------------
 

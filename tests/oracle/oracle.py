@@ -22,11 +22,13 @@ from pathlib import Path
 import numpy as np
 
 import logs as dumps
-from framing import canonical_json, partition_of
+from framing import partition_of
+from attention import attend
 from ict import Ict, forward
 from logs import BadDump
+from neighbours import Neighbours
 from retrieval import retrieve, status
-from rules import DEFAULT_CONFIG, HEX64, Config, World
+from rules import HEX64, Config, World
 
 ICT_TOLERANCE = 1e-5
 LISTED = 20
@@ -142,10 +144,52 @@ RULES = {
     "query_history_entry_skipped": "users whose newest history has an entry without a vector",
     "query_history_with_repeated_item": "users whose newest history names an item twice",
     "query_without_history": "users with pairs and no engagement",
+    # neighbours: a label is of a pair's item or user; one that sources see stands in a ring
+    "label_hidden_by_the_clock": "labels not before the clock",
+    "label_at_the_clock": "of those: at just the clock",
+    "label_just_before_the_clock": "labels in a ring, at just the clock - 1",
+    "label_not_yet_effective": "labels in a ring that no sketch has yet",
+    "label_at_the_boundary": "of those: at just the boundary",
+    "label_just_before_the_boundary": "labels in a ring and in sketches, at just the boundary - 1",
+    "ring_of_item_cut": "items with pairs and more than R labels",
+    "ring_of_user_cut": "users with pairs and more than R labels",
+    "own_label_left_out_of_same_item": "pairs whose item's ring has labels of the user",
+    "ring_cut_before_own_were_left_out": "of those: the ring was cut, so an older label doesn't move up",
+    "own_label_left_out_of_same_user": "pairs whose user's ring has labels on the item",
+    "selection_of_same_item_cut": "pairs with more than M labels of others on the item",
+    "selection_of_same_user_cut": "pairs with more than M labels of the user on other items",
+    "same_item_empty": "features without a neighbour of the item",
+    "same_user_empty": "features without a neighbour of the user",
+    "same_item_beyond_what_attention_reads": "features with more than 16 of the item",
+    "same_user_beyond_what_attention_reads": "features with more than 16 of the user",
+    "same_item_without_sketch": "neighbours of the item where one of the two users has no sketch",
+    "same_user_without_sketch": "neighbours of the user where one of the two items has no sketch",
+    "same_user_without_text": "neighbours of the user on items without a vector",
+    "same_user_item_gone": "of those: on items that don't exist",
+    "same_user_rate_without_label": "neighbours of the user on items whose rate is one half for want of labels",
+    "same_user_rounded_down": "items compared with an odd sum below zero, which is halved downwards",
+    "same_item_of_negative_score": "neighbours of the item with a score below zero",
+    "same_user_of_negative_score": "neighbours of the user with a score below zero",
+    "neighbour_implicit": "neighbours with an implicit label",
+    "neighbour_corrected": "labels in a ring that were implicit until a late outcome came",
+    "neighbour_retracted": "labels that a late impression took from an outcome of its own",
+    "newer_by_label_time": "neighbours of equal score: the label time decides",
+    "newer_by_event_time": "of equal score and label time: the event time decides",
+    "newer_by_user": "of equal times, too: the user decides",
+    "newer_by_event_id": "of equal times and user: only the event id does",
+    # erasures
+    "erased_interaction": "interactions of users erased after them",
+    "erased_set": "candidate sets of users erased after them",
+    "neighbour_erased": "labels of the erased that would stand in the ring of a pair's item",
 }
 
-# What `rules` can't hit: it has no answers and no vectors.
+# Only a job that erased somebody hits these: elsewhere they are neither demanded nor reported.
+NEEDS_ERASURES = ["erased_interaction", "erased_set", "neighbour_erased"]
+
+# What `rules` can't hit: it has no answers and no vectors, so no pair with neighbours.
 NEEDS_ANSWERS = [
+    *[name for name in RULES if name.startswith(("label_hidden", "label_at", "label_just", "label_not_yet_e"))],
+    *[name for name in RULES if name.startswith(("ring_", "own_label", "selection", "same_", "neighbour_", "newer_"))],
     "vector_of_older_text",
     "item_without_vector",
     "pair_waits_for_vector",
@@ -195,17 +239,22 @@ def published_columns(world, actual):
 
 
 def expected_features(world, weights, actual=None):
-    """Values of `features` by (user, item), and the demonstrations that each uses.
+    """Values of `features` by (user, item).
 
     Where a store of points searches, which demonstrations a feature uses is read from `actual`, the topic. All the
     rest, their being live, scores, order, history and vector, is recomputed.
     """
-    stored = world.config.search == "stored" and actual is not None
-    used = retrieve(world, published_columns(world, actual) if stored else None)
-    vectors = forward(weights, world, used)
+    neighbours = Neighbours(world, weights.centre)
+    if weights.kind == "attention":
+        used = [[] for _ in world.pairs]
+        vectors = attend(weights, world, neighbours)
+    else:
+        stored = world.config.search == "stored" and actual is not None
+        used = retrieve(world, published_columns(world, actual) if stored else None)
+        vectors = forward(weights, world, used)
     actives, k = world.actives, world.config.k
     out = {}
-    for pair, row, vector in zip(world.pairs, used, vectors):
+    for at, (pair, row, vector) in enumerate(zip(world.pairs, used, vectors)):
         user, item = pair
         newest = world.engagements.get(user, [])[-world.config.history :]
         out[pair] = {
@@ -230,6 +279,9 @@ def expected_features(world, weights, actual=None):
             "prompt_version": actives["prompt_version"],
             "llm_model": actives["llm_model"],
             "event_time": newest[-1].time if newest else None,
+            "votes": [float(number) for number in neighbours.sources[at].votes],
+            "neighbours": neighbours.published(at),
+            "vector_kind": weights.kind,
         }
     return out
 
@@ -324,13 +376,23 @@ def compare_fields(expected, actual, topic, key, diff):
             diff.add(f"{topic}: {field}", {"key": list(key), "expected": want, "got": got})
 
 
+def same_floats(want, got):
+    """Is a list of numbers the wanted one to the bit, as f32? The decimal text is read back as that."""
+    if not isinstance(got, list) or not all(type(x) in (int, float) for x in got):
+        return False
+    return np.array(got, dtype=np.float32).tobytes() == np.array(want, dtype=np.float32).tobytes()
+
+
 def compare_features(expected, actual, diff):
     """Counts and the largest ICT error."""
     both = compare_keys(expected, actual, "features", diff)
     worst = 0.0
-    demonstrations = 0
+    demonstrations = neighbours = 0
     for key in both:
         want, got = dict(expected[key]), dict(actual[key])
+        want_votes, got_votes = want.pop("votes"), got.pop("votes", "(no such field)")
+        if not same_floats(want_votes, got_votes):
+            diff.add("features: votes", {"key": list(key), "expected": want_votes, "got": got_votes})
         want_ict = np.array(want.pop("ict"))
         got_ict = got.pop("ict", None)
         error = np.inf
@@ -345,7 +407,13 @@ def compare_features(expected, actual, diff):
             worst = max(worst, error)
         compare_fields(want, got, "features", key, diff)
         demonstrations += len(want["demonstrations"])
-    return {"compared": len(both), "demonstrations": demonstrations, "max_ict_error": worst}
+        neighbours += len(want["neighbours"])
+    return {
+        "compared": len(both),
+        "demonstrations": demonstrations,
+        "neighbours": neighbours,
+        "max_ict_error": worst,
+    }
 
 
 def compare_examples(expected, actual, diff):
@@ -375,7 +443,10 @@ def payload_holds(record, topic, got, limit):
 
 
 def compare_dead_letters(world, records, names, diff, check_payload=True):
-    """The whole topic: each position once, in key and in value. `names`: our name by the topic's."""
+    """The whole topic: each position once, in key and in value. `names`: our name by the topic's.
+
+    What became of records of the erased was said before they were, if it was: nothing is expected of them.
+    """
     expected = expected_dead_letters(world)
     actual, seen = {}, set()
     for record in records:
@@ -389,7 +460,8 @@ def compare_dead_letters(world, records, names, diff, check_payload=True):
         if position in seen:
             diff.add("dead_letters: position comes twice", list(position))
         seen.add(position)
-        actual[position] = value
+        if position not in world.silenced:
+            actual[position] = value
     both = compare_keys(expected, actual, "dead_letters", diff)
     for position in both:
         got = dict(actual[position])
@@ -442,7 +514,10 @@ def compare_wanted(expected, path, diff):
 
 
 def head(epochs, job=None):
-    """The newest epoch record and the config text in force. For an equal epoch the lowest offset wins."""
+    """The newest epoch record, the config text in force and who is erased below which offsets.
+
+    For an equal epoch the lowest offset wins.
+    """
     chosen = {}
     for record in epochs:
         value = record.value
@@ -460,7 +535,11 @@ def head(epochs, job=None):
     configs = [value["config"] for value in ordered if value["config"] is not None]
     if not configs:
         raise BadDump("epochs: no record carries the config")
-    return ordered[-1], configs[-1]
+    erased = {}
+    for erasure in (erasure for value in ordered for erasure in value.get("erasures") or []):
+        below = erased.get(erasure["user"], (0, 0))
+        erased[erasure["user"]] = (max(below[0], erasure["interactions"]), max(below[1], erasure["candidates"]))
+    return ordered[-1], configs[-1], erased
 
 
 def below(logs, ends):
@@ -497,20 +576,20 @@ def verify(args):
     """The whole comparison; gives the report."""
     started = time.monotonic()
     logs = dumps.read_folder(args.dumps)
-    last, config_text = head(logs["epochs"], args.job)
+    last, config_text, erased = head(logs["epochs"], args.job)
     config = Config(config_text)
     weights = Ict(args.weights)
     actives = last["actives"]
     diff = Differences()
     if config.digest != last["config_digest"]:
         diff.add("epochs: config_digest", {"expected": config.digest, "got": last["config_digest"]})
-    if canonical_json(json.loads(config_text)) != config_text:
+    if config.canonical != config_text:
         diff.add("epochs: config isn't canonical JSON", config_text)
     if weights.version != actives["ict_weights"]:
         diff.add("epochs: ict_weights", {"expected": weights.version, "got": actives["ict_weights"]})
     prefix, counts, names = below(logs, last["ends"])
     read = time.monotonic()
-    world = World(prefix, counts, config, actives)
+    world = World(prefix, counts, config, actives, erased)
     if list(world.maxima) != last["maxima"]:
         diff.add("epochs: maxima", {"expected": world.maxima, "got": last["maxima"]})
     if world.clock != last["clock"]:
@@ -531,6 +610,7 @@ def verify(args):
     compared = {
         "features": result["compared"],
         "demonstrations": result["demonstrations"],
+        "neighbours": result["neighbours"],
         "examples": compare_examples(
             examples, compacted(logs["examples"], "examples", diff, users_partition), diff
         ),
@@ -544,7 +624,8 @@ def verify(args):
         unmet.append(f"{compared['features']} features compared, --min-features {args.min_features}")
     if share < args.min_full:
         unmet.append(f"{share:.4f} of the features have all {config.k} demonstrations, --min-full {args.min_full}")
-    rare = demands(world.hits, args.require_hits, args.excepted)
+    without = [] if erased else NEEDS_ERASURES
+    rare = demands(world.hits, args.require_hits, [*args.excepted, *without])
     if rare:
         unmet.append(f"rules hit fewer than {args.require_hits} times: {rare}")
     done = time.monotonic()
@@ -568,7 +649,7 @@ def verify(args):
         "difference_counts": diff.counts,
         "difference_examples": diff.listed,
         "unmet": unmet,
-        "hits": {name: world.hits[name] for name in RULES},
+        "hits": {name: world.hits[name] for name in RULES if name not in without},
         "notes": dict(world.notes),
         "seconds": {
             "read": round(read - started, 2),
@@ -585,9 +666,10 @@ def rules_only(args):
     """The rules over a script, without the program: what its accept, labels and pairs have to be."""
     started = time.monotonic()
     logs, counts = dumps.from_script(args.script, args.partitions)
-    config = Config(canonical_json({**DEFAULT_CONFIG, **json.loads(args.config)}))
+    config = Config.default(**json.loads(args.config))
     world = World({**logs, "cot": [], "embeddings": []}, counts, config, NO_ACTIVES)
-    rare = demands(world.hits, args.require_hits, [*args.excepted, *NEEDS_ANSWERS])
+    without = [*NEEDS_ANSWERS, *NEEDS_ERASURES]
+    rare = demands(world.hits, args.require_hits, [*args.excepted, *without])
     return {
         "ok": not rare,
         "records": {topic: len(records) for topic, records in logs.items()},
@@ -600,7 +682,7 @@ def rules_only(args):
             "live_pairs": world.hits["pair_live"],
         },
         "unmet": [f"rules hit fewer than {args.require_hits} times: {rare}"] if rare else [],
-        "hits": {name: world.hits[name] for name in RULES if name not in NEEDS_ANSWERS},
+        "hits": {name: world.hits[name] for name in RULES if name not in without},
         "seconds": round(time.monotonic() - started, 2),
     }
 

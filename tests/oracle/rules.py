@@ -73,6 +73,9 @@ DEFAULT_CONFIG = {
     "search": "exact",
 }
 
+# In the config only where it differs from this.
+DEFAULT_NEIGHBOURS = {"label_centre": 512, "ring": 128, "selected": 32, "sketch_period_ms": 60 * MINUTE}
+
 
 def _condition(text):
     """A test of a value from "always", "never", {"from": x} or {"below": x}; with it, whether it needs a value."""
@@ -118,9 +121,19 @@ class Config:
 
     def __init__(self, text):
         raw = json.loads(text)
-        if set(raw) != set(DEFAULT_CONFIG):
-            raise ValueError(f"the config has other keys: {sorted(set(raw) ^ set(DEFAULT_CONFIG))}")
+        neighbours = raw.pop("neighbours", DEFAULT_NEIGHBOURS)
+        for got, expected, table in (
+            (raw, DEFAULT_CONFIG, "the config"),
+            (neighbours, DEFAULT_NEIGHBOURS, "the config's neighbours"),
+        ):
+            if set(got) != set(expected):
+                raise ValueError(f"{table} has other keys: {sorted(set(got) ^ set(expected))}")
         self.text = text
+        self.canonical = self.canonical_text({**raw, "neighbours": neighbours})
+        self.ring = neighbours["ring"]
+        self.selected = neighbours["selected"]
+        self.sketch_period = neighbours["sketch_period_ms"]
+        self.label_centre = neighbours["label_centre"]
         self.history = raw["history_length"]
         self.prompt_history = raw["prompt_history"]
         self.k = raw["demonstrations"]
@@ -142,10 +155,17 @@ class Config:
             raise ValueError(f"the config has an unknown search: {self.search}")
         self.kinds = {name: Kind(row) for name, row in raw["kinds"].items()}
 
+    @staticmethod
+    def canonical_text(values):
+        """The JSON text of a config: `neighbours` is left out where it is the default, and may be named in part."""
+        neighbours = {**DEFAULT_NEIGHBOURS, **values.get("neighbours", {})}
+        named = {} if neighbours == DEFAULT_NEIGHBOURS else {"neighbours": neighbours}
+        return canonical_json({**{name: value for name, value in values.items() if name != "neighbours"}, **named})
+
     @classmethod
     def default(cls, **changes):
         """The defaults with some values changed."""
-        return cls(canonical_json({**DEFAULT_CONFIG, **changes}))
+        return cls(cls.canonical_text({**DEFAULT_CONFIG, **changes}))
 
     @property
     def digest(self):
@@ -189,6 +209,10 @@ class Example(NamedTuple):
     label_time: int
     start: int
     stop: int
+
+    @property
+    def identity(self):
+        return self.user, self.time, self.id
 
 
 class Item:
@@ -242,8 +266,13 @@ def bits(value):
 class World:
     """Everything that follows from a prefix of the logs."""
 
-    def __init__(self, logs, counts, config, actives):
-        """`logs`: records by topic below the bounds, in (partition, offset) order. `counts`: partitions by topic."""
+    def __init__(self, logs, counts, config, actives, erased=None):
+        """`logs`: records by topic below the bounds, in (partition, offset) order. `counts`: partitions by topic.
+
+        `erased`: by user the offsets of `interactions` and `candidates` below which the user's records don't count.
+        """
+        self.erased = erased or {}
+        self.silenced = set()  # positions of interactions of the erased
         self.config = config
         self.actives = actives
         self.partitioner = config.partitioner
@@ -270,8 +299,16 @@ class World:
         self.newest_impression = {}
         self.newest_outcome = {}
         self.partition = {}
+        self.corrected = set()  # identities of examples that were implicit negatives first
+        self.retracted = []  # outcomes that were examples of their own until an impression came late
         for user in self.events:
             self._label_user(user)
+        # Examples that there would be, had nobody been erased.
+        self.erased_examples = []
+        if self.erased:
+            left = {example.identity for example in self.examples}
+            whole = World(logs, counts, config, actives).examples
+            self.erased_examples = [example for example in whole if example.identity not in left]
         self.eligible = []  # (example, content key)
         self._choose_eligible()
         self.wanted = {key.hex() for _, key in self.eligible}
@@ -351,6 +388,10 @@ class World:
             before = self.maxima[partition]
             maximum = max(before, min(time, stamp))
             self.maxima[partition] = maximum
+            if record.offset < self.erased.get(user, (0, 0))[0]:
+                hits["erased_interaction"] += 1
+                self.silenced.add((record.topic, record.partition, record.offset))
+                continue
             bound = maximum - config.lateness
             if time < bound:
                 self._refuse(record, "late")
@@ -464,6 +505,9 @@ class World:
                 self._refuse(record, "too_many_candidates")
                 if self.sets.get(key):
                     self.hits["set_kept_by_too_many"] += 1
+                continue
+            if record.offset < self.erased.get(key, (0, 0))[1]:
+                self.hits["erased_set"] += 1
                 continue
             if self.sets.get(key):
                 self.hits["set_withdrawn" if value is None else "set_replaced"] += 1
@@ -602,6 +646,7 @@ class World:
             rows = impressions.get(outcome.item, [])
             at = times.get(outcome.item, [])
             candidates = rows[bisect_left(at, outcome.time - config.window) : bisect_right(at, outcome.time)]
+            was_own = all(row.offset > outcome.offset for row in candidates)
             if len(candidates) > 1:
                 hits["double_impressions"] += 1
             if outcome.impression_id is not None and candidates:
@@ -623,8 +668,11 @@ class World:
                 hits["outcome_at_window_end"] += 1
             if outcome.before > chosen.time + config.window and outcome.offset > chosen.offset:
                 hits["late_outcome_after_implicit_label"] += 1
+                self.corrected.add((user, chosen.time, chosen.id))
             if chosen.offset > outcome.offset:
                 hits["late_impression_took_an_outcome"] += 1
+                if was_own:
+                    self.retracted.append(outcome)
 
         for rows in impressions.values():
             for impression in rows:

@@ -1,7 +1,7 @@
 """Makes a consistent world out of a script: the dumps that a correct program would leave, with made-up answers.
 
     python world.py --script script.jsonl --out DIR [--seed S] [--width D] [--partitions P]
-                    [--max-window-events W] [--pool N]
+                    [--max-window-events W] [--pool N] [--kind decoder|attention]
 
 Vectors and CoT texts are invented (seeded); outputs are the oracle's own, so this proves nothing about a program.
 It serves to test the oracle (planted faults, run time) and to see which rules a script can reach once there are
@@ -21,7 +21,7 @@ from framing import canonical_json, item_text, partition_of, text_digest
 from ict import Ict, random_weights, write_safetensors
 from logs import Record, single_object
 from oracle import expected_dead_letters, expected_examples, expected_features
-from rules import DEFAULT_CONFIG, Config, World, decision
+from rules import Config, World, decision
 
 ROWS = {"user": 4096, "item": 4096, "creator": 512, "category": 128}
 STAMP = 1_700_000_000_000
@@ -190,14 +190,33 @@ def outputs(topic, values, partitions, dice, epoch, old):
     return log.done()
 
 
-def make(script, folder, seed=1, width=384, partitions=3, pool=0, rows=None, **config_changes):
+def erase(users, logs, counts):
+    """Erasures of users, below an offset at a half of their partitions' records."""
+    out = []
+    for user in users:
+        below = {}
+        for topic in ("interactions", "candidates"):
+            home = partition_of(user.encode(), counts[topic])
+            offsets = [record.offset for record in logs[topic] if record.partition == home]
+            below[topic] = offsets[len(offsets) // 2]
+        out.append({"user": user, **below})
+    return out
+
+
+def make(
+    script, folder, seed=1, width=384, partitions=3, pool=0, rows=None, kind="decoder", erased=(), **config_changes
+):
     """Writes all dumps, `wanted.txt` and `weights.safetensors` into the folder."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     dice = random.Random(seed)
     logs, counts = dumps.from_script(script, partitions)
-    config = Config(canonical_json({**DEFAULT_CONFIG, **config_changes}))
-    write_safetensors(folder / "weights.safetensors", random_weights(seed, width, rows or ROWS))
+    config = Config.default(**config_changes)
+    erasures = erase(erased, logs, counts)
+    below = {erasure["user"]: (erasure["interactions"], erasure["candidates"]) for erasure in erasures}
+    tensors = random_weights(seed, width, rows or ROWS, kind)
+    tensors["text.centre"] = np.rint(np.random.default_rng(seed).standard_normal(width) * 2**12 / np.sqrt(width))
+    write_safetensors(folder / "weights.safetensors", tensors, kind)
     weights = Ict(folder / "weights.safetensors")
     actives = {
         "llm_model": "9f" * 32,
@@ -209,12 +228,12 @@ def make(script, folder, seed=1, width=384, partitions=3, pool=0, rows=None, **c
     vectors = Vectors(seed, width, pool)
     embeddings = Log("embeddings", 1)
     embed_items(embeddings, logs["items"], actives["encoder"], vectors, dice)
-    draft = World({**logs, "cot": [], "embeddings": embeddings.records}, counts, config, actives)
+    draft = World({**logs, "cot": [], "embeddings": embeddings.records}, counts, config, actives, below)
     cot = Log("cot", partitions)
     answer_keys(cot, embeddings, draft, counts, vectors, dice)
     logs["cot"], logs["embeddings"] = cot.done(), embeddings.done()
     counts |= {"cot": partitions, "embeddings": 1}
-    world = World(logs, counts, config, actives)
+    world = World(logs, counts, config, actives, below)
 
     ends = {name: [0] * counts[name] for name in dumps.INPUTS}
     for name in dumps.INPUTS:
@@ -231,13 +250,16 @@ def make(script, folder, seed=1, width=384, partitions=3, pool=0, rows=None, **c
         (2, start, nothing, None),  # a second try of the same epoch: the lowest offset wins
     ):
         value = {**record, "epoch": epoch, "ends": bounds, "maxima": maxima, "clock": max(maxima), "config": text}
-        epochs.put(["demo", epoch], value)
+        epochs.put(["demo", epoch], {**value, "erasures": erasures if epoch == 2 else []})
 
     features = expected_features(world, weights)
     for value in features.values():
         value["ict"] = [float(x) for x in np.float32(value["ict"])]
     examples = expected_examples(world)
     letters = Log("dead_letters", 1)
+    # What was refused of the erased before they were stays where it is.
+    dead = World(logs, counts, config, actives).dead if below else {}
+    world.dead |= {position: letter for position, letter in dead.items() if position in world.silenced}
     for position, value in sorted(expected_dead_letters(world).items()):
         source = world.dead[position].record
         payload = source.source
@@ -269,6 +291,7 @@ def main():
     parser.add_argument("--max-window-events", type=int, default=250)
     parser.add_argument("--pool", type=int, default=0)
     parser.add_argument("--max-record-bytes", type=int, default=16_384)
+    parser.add_argument("--kind", default="decoder", choices=["decoder", "attention"], help="of the vectors")
     args = parser.parse_args()
     world = make(
         args.script,
@@ -277,6 +300,7 @@ def main():
         args.width,
         args.partitions,
         args.pool,
+        kind=args.kind,
         max_window_events=args.max_window_events,
         max_record_bytes=args.max_record_bytes,
     )
