@@ -18,6 +18,7 @@ pub mod explain;
 pub mod filter;
 pub mod job;
 pub mod keeper;
+pub mod machine;
 pub mod models;
 pub mod names;
 pub mod pipeline;

@@ -29,6 +29,7 @@ mod retrieval;
 mod script;
 mod stage;
 mod throughput;
+mod training;
 
 use clap::Parser;
 use report::Report;
@@ -74,6 +75,7 @@ const SECTIONS: [Section; 12] = [
     ("exactly-once", exactly_once::measure),
     ("recovery", recovery::measure),
     ("backfill", backfill::measure),
+    ("training", training::measure),
     ("encoder", models::encoder),
     ("llm", models::llm),
 ];

@@ -16,6 +16,8 @@ mod promote;
 mod run;
 mod supervise;
 mod tail;
+mod train;
+mod training;
 mod verify;
 
 pub use run::{tell_address, warn_untrained};
@@ -69,6 +71,8 @@ enum Command {
     Run(Box<run::Arguments>),
     /// Print decoded records of a topic as JSON Lines.
     Tail(Box<tail::Arguments>),
+    /// Train a ranker and the ICT weights that it reads vectors of, and write both to be served.
+    Train(Box<train::Arguments>),
     /// Recompute the outputs from the logs and compare them with what stands. Calls and writes nothing.
     Verify(verify::Arguments),
 }
@@ -137,6 +141,7 @@ fn run_parsed(cli: Cli) -> ExitCode {
         Command::Rollback(arguments) => promote::rollback(&arguments).map(done),
         Command::Run(arguments) => run::run(&arguments).map(done),
         Command::Tail(arguments) => tail::run(&arguments).map(done),
+        Command::Train(arguments) => train::run(&arguments).map(done),
         Command::Verify(arguments) => verify::run(&arguments),
     };
     result.unwrap_or_else(|error| {

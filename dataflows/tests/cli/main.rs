@@ -13,3 +13,4 @@ mod files;
 mod signals;
 mod support;
 mod tail;
+mod train;
