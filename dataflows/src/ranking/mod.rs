@@ -26,7 +26,7 @@ pub mod tensors;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
-mod world;
+pub(crate) mod world;
 
 use ictflow_connectors::Error;
 
