@@ -15,7 +15,9 @@ use ictflow_connectors::{Error, Result};
 use ictflow_operators::Epoch;
 use ictflow_operators::clock::Clock;
 use ictflow_operators::ict::Weights;
+use ictflow_schemas::Id;
 use ictflow_schemas::config::Semantics;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 use timely::communication::allocator::thread::Thread;
@@ -249,9 +251,18 @@ fn spread(input: EpochInput, workers: usize) -> Vec<EpochInput> {
 }
 
 impl EpochOutput {
-    /// Adds another worker's share, or that of the epoch's second time.
-    pub fn merge(&mut self, other: EpochOutput) {
+    /// Adds what a later time of the epoch gave. Of a feature that both have the later one stands.
+    pub fn follow(&mut self, later: EpochOutput) {
+        let again: BTreeSet<(&Id, &Id)> =
+            later.features.iter().map(|(update, _)| (&update.user, &update.item)).collect();
+        self.features.retain(|(update, _)| !again.contains(&(&update.user, &update.item)));
+        self.merge(later);
+    }
+
+    /// Adds another worker's share.
+    fn merge(&mut self, other: EpochOutput) {
         self.features.extend(other.features);
+        self.lacking.extend(other.lacking);
         self.examples.extend(other.examples);
         self.wanted.extend(other.wanted);
         self.generate.extend(other.generate);
@@ -276,5 +287,7 @@ impl EpochOutput {
         self.failed.sort();
         self.lookups.sort();
         self.saved.sort();
+        self.lacking.sort();
+        self.lacking.dedup();
     }
 }

@@ -26,7 +26,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// The format of the states: another one isn't read, and a snapshot of it counts as none.
-pub const STATE_FORMAT: u32 = 1;
+pub const STATE_FORMAT: u32 = 2;
 
 /// Snapshots that are kept: one may turn out damaged.
 pub const KEEP: usize = 2;
@@ -322,6 +322,7 @@ fn letter(part: Part) -> char {
         Part::History => 'h',
         Part::Pairs => 'p',
         Part::Eligible => 'e',
+        Part::Labels => 'l',
         Part::Refusals => 'r',
     }
 }
@@ -332,6 +333,7 @@ fn saved(key: &str, state: Vec<u8>) -> Option<Saved> {
         'h' => Part::History,
         'p' => Part::Pairs,
         'e' => Part::Eligible,
+        'l' => Part::Labels,
         'r' => Part::Refusals,
         _ => return None,
     };

@@ -1,22 +1,30 @@
 //! The whole dataflow on one screen.
 //!
 //! ```text
-//! interactions ─ accept ─▶ events ─┬─ history ─┬─ examples ─ eligible ─┬─ journal ─▶ generate ─▶ cot
-//!                                  │           └─ newest ───────┐      │
-//! candidates ──────────────────────┴─ pairs ───────────────────┐│      └──────────────┐
-//! items ─ accept ─▶ items ─ catalog ─┬─ states (broadcast) ────┤├──────┬──────────────┤
+//! interactions ─ accept ─▶ events ─┬─ history ─┬─ examples ─┬─ eligible ─┬─ journal ─▶ generate ─▶ cot
+//!                                  │           └─ newest ─┐ └─ labels ─┐ │
+//! candidates ──────────────────────┴─ pairs ─────────────┐│            │ └────────────┐
+//! items ─ accept ─▶ items ─ catalog ─┬─ states (broadcast)┼┼───────────┼─┬────────────┤
 //!                                    └─ texts ─ journal ─▶ embed ─▶ embeddings        │
-//! embeddings ─▶ vectors (broadcast) ─ catalog, demonstrations  ││                     │
-//! cot ─▶ answers ──────────────────────────────────────────────┼┼── demonstrations ◀──┘
-//!                                                              ││        │ newest (broadcast)
-//!                                                              ▼▼        ▼
-//!                              points ◀─ lookups ─ found ─▶ retrieval ─ features ─▶ sink
+//! embeddings ─▶ vectors (broadcast) ─ catalog, demonstrations          │              │
+//! cot ─▶ answers ────────────────────────────────────────┼┼────────────┼─ demonstrations
+//!                                                        ││            │        │ newest (broadcast)
+//!                                                        ▼▼            │        ▼
+//!                            points ◀─ lookups ─ found ─▶ retrieval ◀──┼────────┘
+//!                                                             │        ├─ sketches ─┐ effective (broadcast)
+//!                                           pairs, states ────┼───▶ neighbours ◀────┘
+//!                                                             └──┬─────┘
+//!                                                             features ─▶ sink
 //! ```
-//! The state of users that no compacted log holds, in `history`, `pairs` and `eligible`, is put back,
-//! forgotten and saved through an input and an output of their own (`operators/src/recovery.rs`).
+//! The state of users that no compacted log holds, in `history`, `pairs`, `eligible` and `labels`, is put
+//! back, forgotten and saved through an input and an output of their own (`operators/src/recovery.rs`).
 //!
 //! `lookups` and `found` are there only where a store of points searches; it is written and asked
-//! outside, between the two times that every epoch has.
+//! outside, between two of the times that every epoch has. Another one is for the rings of items that an
+//! erasure left with too few labels.
+//!
+//! What `features` reads for its vector is a property of the weights: a decoder reads demonstrations, so
+//! `retrieval` has the pool; attention reads neighbours, and the pool stays away. Votes come either way.
 //!
 //! Data enters only at an epoch whose bounds are committed. What is slow or not deterministic, the
 //! LLM and the encoder, runs outside: its answers are logs and come back as inputs. Nothing
@@ -30,17 +38,21 @@ use ictflow_operators::catalog::{self, ItemChange};
 use ictflow_operators::clock::Clock;
 use ictflow_operators::demonstrations::{self, Pooled, demonstrations, newest};
 use ictflow_operators::eligible::{self, eligible};
-use ictflow_operators::features::{FeatureUpdate, features};
+use ictflow_operators::features::{self, FeatureUpdate, features};
 use ictflow_operators::history::{self, history};
-use ictflow_operators::ict::Weights;
+use ictflow_operators::ict::{Kind, Weights};
 use ictflow_operators::journal::journal;
+use ictflow_operators::labels::{self, labels};
+use ictflow_operators::neighbours::{self, neighbours};
 use ictflow_operators::pairs::{self, CandidateChange, pairs};
 use ictflow_operators::recovery::{Recovery, Saved};
 use ictflow_operators::retrieval::{self, Found, Lookup, retrieval};
+use ictflow_operators::sketches::sketches;
 use ictflow_operators::staged::broadcast;
 use ictflow_operators::vectors::{self, EmbeddingChange};
 use ictflow_operators::{Changes, Epoch};
-use ictflow_schemas::config::Semantics;
+use ictflow_schemas::Id;
+use ictflow_schemas::config::{Search, Semantics};
 use ictflow_schemas::cot::PromptView;
 use ictflow_schemas::demonstration::Demonstration;
 use ictflow_schemas::example::Example;
@@ -91,6 +103,8 @@ pub struct EpochOutput {
     pub left_out: isize,
     /// Pairs that ask the store of points.
     pub lookups: Vec<Lookup>,
+    /// Items whose rings an erasure left with too few labels; every worker names them.
+    pub lacking: Vec<Id>,
     /// Recall of measured lookups: found, and of how many.
     pub recall: (u64, u64),
     /// Keys with only a failure standing.
@@ -159,6 +173,10 @@ pub fn pipeline(
         let paired = pairs(events.clone(), candidates, clock.clone(), recovery.clone(), semantics.clone());
         let pairs = paired.clone().flat_map(pairs::Output::pair);
 
+        let kept = labels(examples.clone(), clock.clone(), recovery.clone(), semantics.clone());
+        let labelled = kept.clone().flat_map(labels::Output::label);
+        let effective = sketches(labelled.clone(), clock.clone(), semantics.neighbours);
+
         let chosen = eligible(examples.clone(), states.clone(), clock.clone(), recovery, semantics.clone());
         let eligible = chosen.clone().flat_map(eligible::Output::eligible);
         let answers = answers::answers(inputs.answers.to_collection(scope));
@@ -175,21 +193,43 @@ pub fn pipeline(
         let cot_texts = found.flat_map(demonstrations::Output::wanted);
         let embed = journal(item_texts.concat(cot_texts).map(|text| (text, ())), embedded);
 
-        let everywhere = broadcast(pool.clone(), peers);
+        let near = neighbours(
+            neighbours::Inputs {
+                pairs: pairs.clone(),
+                everywhere: broadcast(labelled.clone(), peers),
+                labels: labelled,
+                again: broadcast(kept.clone().flat_map(labels::Output::again), peers),
+                sketches: broadcast(effective, peers),
+                items: states.clone(),
+                clock: clock.clone(),
+            },
+            semantics.clone(),
+            weights.text_centre().into(),
+        );
+        let reads_pool = weights.kind() == Kind::Decoder;
+        let (search, k) = if reads_pool { (semantics.search, k) } else { (Search::Exact, 0) };
         let retrieved = retrieval(
             retrieval::Inputs {
                 pairs,
                 newest: newest_histories.clone(),
-                items: states,
-                demonstrations: everywhere,
+                items: states.clone(),
+                demonstrations: broadcast(pool.clone().filter(move |_| reads_pool), peers),
                 found: inputs.found.to_collection(scope),
                 clock: clock.clone(),
             },
-            semantics.search,
+            search,
             k,
         );
-        let selections = retrieved.clone().flat_map(retrieval::Output::pair);
-        let features = features(selections, clock, weights.clone(), k);
+        let features = features(
+            features::Inputs {
+                pairs: retrieved.clone().flat_map(retrieval::Output::pair),
+                neighbours: near.clone().flat_map(neighbours::Output::pair),
+                items: states,
+                clock,
+            },
+            weights.clone(),
+            semantics,
+        );
 
         let out = |outbox: &Rc<RefCell<EpochOutput>>| (outbox.clone(), probe.clone(), home);
         deliver(features, out(&outbox), |out, datum, diff| out.features.push((datum, diff)));
@@ -203,6 +243,8 @@ pub fn pipeline(
         deliver(recall, out(&outbox), |out, (found, of), _| {
             out.recall = (out.recall.0 + u64::from(found), out.recall.1 + u64::from(of));
         });
+        let lacking = near.flat_map(neighbours::Output::lacks);
+        deliver(lacking, out(&outbox), |out, item, _| out.lacking.push(item));
         deliver(pool, out(&outbox), |out, datum, diff| out.demonstrations.push((datum, diff)));
         let left_out = pooled.flat_map(Pooled::left_out);
         deliver(left_out, out(&outbox), |out, (), diff| out.left_out += diff);
@@ -211,7 +253,8 @@ pub fn pipeline(
         let saved = histories
             .flat_map(history::Output::saved)
             .concat(paired.flat_map(pairs::Output::saved))
-            .concat(chosen.flat_map(eligible::Output::saved));
+            .concat(chosen.flat_map(eligible::Output::saved))
+            .concat(kept.flat_map(labels::Output::saved));
         deliver(saved, out(&outbox), |out, saved, _| out.saved.push(saved));
         deliver(newest_histories, out(&outbox), |out, _, diff| out.history_users += diff);
         inputs

@@ -19,6 +19,7 @@ pub mod history;
 pub mod ict;
 pub mod index;
 pub mod journal;
+pub mod labels;
 pub mod neighbours;
 pub mod pairs;
 pub mod ranking;

@@ -1,14 +1,15 @@
 //! The state of users that no compacted log holds: saved, restored, erased.
 //!
 //! What derives from `interactions` alone can't be read again once the topic has forgotten it, and
-//! reading it again takes time: the judge's windows, and those of the operators `history`, `pairs` and
-//! `eligible`. All of it belongs to one user, so it is saved user by user. Everything else in the
+//! reading it again takes time: the judge's windows, and those of the operators `history`, `pairs`,
+//! `eligible` and `labels`. All of it belongs to one user, so it is saved user by user. Everything else in the
 //! dataflow follows from this and the compacted logs, and is computed anew at a restart.
 //!
-//! The three operators take [`Recovery`] as an input and give [`Saved`] as an output. So the states
+//! The four operators take [`Recovery`] as an input and give [`Saved`] as an output. So the states
 //! travel as any other data do, and any number of workers can restore what another number saved.
 //!
-//! **Order within a time**: restore, erase, the time's other input, save.
+//! **Order within a time**: restore, erase, the time's other input, save. `labels` erases after the other
+//! input, which has what `history` takes back; its rings are filled again in a time of its own.
 
 use crate::Changes;
 use crate::staged::route;
@@ -38,6 +39,8 @@ pub enum Part {
     Pairs,
     /// [`crate::eligible`].
     Eligible,
+    /// [`crate::labels`].
+    Labels,
     /// What the sources refused of a partition, whose number stands in the place of the user.
     Refusals,
 }
@@ -58,6 +61,8 @@ pub enum Recovery {
     Restore(Saved),
     /// Forgets a user: all that was emitted is retracted.
     Erase(Id),
+    /// Fills the ring of an item again that an erasure left with too few, for the worker named.
+    Refill(u64, Id),
     /// Saves, for the worker named.
     Save(u64, Extent),
 }
@@ -79,7 +84,7 @@ impl Recovery {
         match self {
             Recovery::Restore(saved) => route(&saved.user),
             Recovery::Erase(user) => route(user),
-            Recovery::Save(worker, _) => *worker,
+            Recovery::Refill(worker, _) | Recovery::Save(worker, _) => *worker,
         }
     }
 
@@ -87,6 +92,7 @@ impl Recovery {
     pub fn concerns(&self, part: Part) -> bool {
         match self {
             Recovery::Restore(saved) => saved.part == part,
+            Recovery::Refill(..) => part == Part::Labels,
             Recovery::Erase(_) | Recovery::Save(..) => true,
         }
     }
@@ -99,6 +105,8 @@ pub struct Orders {
     pub restore: Vec<Saved>,
     /// Users to forget.
     pub erase: BTreeSet<Id>,
+    /// Items whose rings to fill again.
+    pub refill: BTreeSet<Id>,
     /// Whom to save at the end.
     pub save: Option<Extent>,
 }
@@ -110,6 +118,9 @@ impl Orders {
             Recovery::Restore(saved) => self.restore.push(saved),
             Recovery::Erase(user) => {
                 self.erase.insert(user);
+            }
+            Recovery::Refill(_, item) => {
+                self.refill.insert(item);
             }
             Recovery::Save(_, extent) => self.save = Some(extent),
         }

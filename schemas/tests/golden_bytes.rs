@@ -165,8 +165,7 @@ fn golden_values_decode_for_ever() {
         history_labels: vec![],
     };
     golden.check(1, false, &feature);
-    let neighbour =
-        |source, id: &str, score, label| UsedNeighbour { source, id: text(id), score, label };
+    let neighbour = |source, id: &str, score, label| UsedNeighbour { source, id: text(id), score, label };
     golden.check(
         2,
         true,

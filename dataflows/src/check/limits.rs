@@ -2,13 +2,18 @@
 
 use super::{Finding, Subject};
 use ictflow_connectors::kafka::wire_size;
+use ictflow_schemas::config::Semantics;
 use ictflow_schemas::cot::CotRecord;
 use ictflow_schemas::embedding::{Embedding, EmbeddingStatus};
 use ictflow_schemas::epoch::{Actives, EpochRecord, config_digest};
-use ictflow_schemas::feature::{CotStatus, Feature, UsedDemonstration, feature_key};
+use ictflow_schemas::feature::{
+    CotStatus, Feature, NeighbourSource, UsedDemonstration, UsedNeighbour, VectorKind, feature_key,
+};
+use ictflow_schemas::neighbour::VOTES;
 use ictflow_schemas::topic::{HEADER_EPOCH, HEADER_PUBLISHED_AT, HEADER_SUBSTEP};
 use ictflow_schemas::wire::Wire;
 use std::collections::BTreeMap;
+use uuid::Uuid;
 
 /// Records that a transaction is taken to write in a second, to judge whether a limit can fit its timeout.
 /// Two shared cores with a broker beside them wrote 90,000 small ones and more; a vector with its lineage is
@@ -57,7 +62,7 @@ pub(super) fn record_sizes(subject: &mut Subject) -> Vec<Finding> {
         ("cot, with a text of 4 KiB", cot()),
         (
             "features, with the longest history, all demonstrations and ids of 36 bytes",
-            feature(subject.vector.unwrap_or(32), raw.semantics.history_length, raw.semantics.demonstrations),
+            feature(subject.vector.unwrap_or(32), &raw.semantics),
         ),
     ];
     sizes.extend(subject.encoder.as_ref().map(|(id, width)| ("embeddings", embedding(id, *width))));
@@ -127,10 +132,13 @@ fn cot() -> usize {
     wire_size(&[0; 64], Some(&record.encode()), &[])
 }
 
-fn feature(width: usize, history: usize, demonstrations: usize) -> usize {
+fn feature(width: usize, semantics: &Semantics) -> usize {
+    let (history, demonstrations) = (semantics.history_length, semantics.demonstrations);
     let id = "0".repeat(ID);
     let Actives { llm_model, prompt_version, encoder, ict_weights, .. } = actives();
     let used = UsedDemonstration { id: id.clone(), score: i64::MAX, label: 1, fresh: true };
+    let point = Uuid::max().to_string();
+    let neighbour = UsedNeighbour { source: NeighbourSource::SameUser, id: point, score: i64::MAX, label: 1 };
     let record = Feature {
         user_id: id.clone(),
         item_id: id.clone(),
@@ -145,6 +153,10 @@ fn feature(width: usize, history: usize, demonstrations: usize) -> usize {
         prompt_version,
         llm_model,
         event_time: Some(i64::MAX),
+        votes: vec![1.0; VOTES],
+        neighbours: vec![neighbour; 2 * semantics.neighbours.selected],
+        vector_kind: VectorKind::Decoder,
+        history_labels: vec![-1; history],
     };
     let headers =
         [HEADER_EPOCH, HEADER_SUBSTEP, HEADER_PUBLISHED_AT].map(|name| (name.to_owned(), vec![0; 19]));

@@ -27,7 +27,7 @@ use ictflow_connectors::registry::{self, Registered};
 use ictflow_connectors::snapshots::Snapshots;
 use ictflow_connectors::topics::Topics;
 use ictflow_connectors::{Error, Result};
-use ictflow_operators::ict::{Kind, Shape, Weights, untrained};
+use ictflow_operators::ict::{Shape, Weights, untrained};
 use ictflow_schemas::config::{Search, Semantics};
 use ictflow_schemas::topic::Topic;
 use ictflow_schemas::wire::Format;
@@ -627,9 +627,7 @@ impl Config {
                 (path, bytes)
             }
         };
-        // The sources of the kind `attention` are not in the dataflow yet.
-        let served = Weights::from_safetensors(&bytes).and_then(|weights| weights.of_kind(Kind::Decoder));
-        let weights = served.map_err(|e| {
+        let weights = Weights::from_safetensors(&bytes).map_err(|e| {
             Error::fatal(
                 format!("load {}", path.display()),
                 e,
@@ -769,19 +767,21 @@ mod tests {
     }
 
     #[test]
-    fn weights_of_a_kind_that_is_not_served_are_refused() {
+    fn weights_of_both_kinds_are_served_and_another_file_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let shape =
             Shape { user_rows: 4, item_rows: 4, creator_rows: 4, category_rows: 4, ..Shape::default() };
-        let load = |kind| {
+        let load = |bytes: &[u8]| {
             let path = folder.path().join("weights.safetensors");
-            std::fs::write(&path, untrained_of(kind, 1, shape).unwrap()).unwrap();
+            std::fs::write(&path, bytes).unwrap();
             let config = Config::check(raw(&format!("[ict]\nweights = '{}'", path.display())), None).unwrap();
             config.weights(384, false)
         };
-        assert_eq!(load(Kind::Decoder).unwrap().kind(), Kind::Decoder);
-        let error = load(Kind::Attention).unwrap_err().to_string();
-        assert!(error.contains("of the kind `attention`, here only `decoder` can be served"), "{error}");
+        for kind in [Kind::Decoder, Kind::Attention] {
+            assert_eq!(load(&untrained_of(kind, 1, shape).unwrap()).unwrap().kind(), kind);
+        }
+        let error = load(b"no weights").unwrap_err().to_string();
+        assert!(error.contains("not a safetensors file"), "{error}");
     }
 
     #[test]

@@ -3,7 +3,9 @@
 use super::{Lineage, decision};
 use ictflow_connectors::llm::prompt::Prompt;
 use ictflow_schemas::example::ExampleRecord;
-use ictflow_schemas::feature::{CotStatus, UsedDemonstration, feature_key};
+use ictflow_schemas::feature::{
+    CotStatus, NeighbourSource, UsedDemonstration, UsedNeighbour, VectorKind, feature_key,
+};
 use serde::Serialize;
 use std::fmt;
 
@@ -40,8 +42,29 @@ pub struct Explanation {
     pub history: Vec<HistoryItem>,
     /// The demonstrations in ascending order of score, the nearest last.
     pub demonstrations: Vec<Demonstration>,
+    /// What kind of vector it is.
+    pub vector_kind: VectorKind,
     /// The vector.
     pub ict: Vec<f32>,
+    /// The nine votes of the neighbours; empty on a record of before there were any.
+    pub votes: Vec<f32>,
+    /// The neighbours that vote: those of `same_item`, then those of `same_user`, nearest last each.
+    pub neighbours: Vec<Neighbour>,
+}
+
+/// A labelled example that votes.
+#[derive(Clone, Debug, Serialize)]
+pub struct Neighbour {
+    /// Who selected it.
+    pub source: NeighbourSource,
+    /// Its id.
+    pub id: String,
+    /// The cosine that its score stands for.
+    pub similarity: f64,
+    /// 1 or 0.
+    pub label: i32,
+    /// The example; `None` where it isn't on the topic any more.
+    pub example: Option<Example>,
 }
 
 /// An entry of a history.
@@ -183,8 +206,21 @@ impl Lineage {
             llm_model: feature.llm_model.clone(),
             history: feature.history.iter().map(plain).collect(),
             demonstrations: feature.demonstrations.iter().map(|used| self.used(&prompt, used)).collect(),
+            vector_kind: feature.vector_kind,
             ict: feature.ict.clone(),
+            votes: feature.votes.clone(),
+            neighbours: feature.neighbours.iter().map(|used| self.neighbour(used)).collect(),
         })
+    }
+
+    fn neighbour(&self, used: &UsedNeighbour) -> Neighbour {
+        Neighbour {
+            source: used.source,
+            id: used.id.clone(),
+            similarity: used.score as f64 / f64::from(1 << 28),
+            label: used.label,
+            example: self.examples.get(&used.id).map(|example| self.example(example)),
+        }
     }
 
     fn used(&self, prompt: &Prompt, used: &UsedDemonstration) -> Demonstration {
@@ -263,9 +299,52 @@ impl fmt::Display for Explanation {
             used.fmt(f)?;
         }
         self.instructions(f)?;
-        writeln!(f, "  ict, {} components:", self.ict.len())?;
+        self.voted(f)?;
+        writeln!(f, "  ict by {}, {} components:", self.vector_kind, self.ict.len())?;
         let vector: Vec<String> = self.ict.iter().map(|x| format!("{x:+.4}")).collect();
         vector.chunks(8).try_for_each(|row| writeln!(f, "    {}", row.join(" ")))
+    }
+}
+
+/// What each vote is, in their order.
+const VOTES: [&str; 9] = [
+    "of the item: labels",
+    "their rate, less one half",
+    "mean of the nearest, less one half",
+    "the same, by similarity",
+    "of the user: labels",
+    "mean of the nearest, less one half",
+    "the same, by similarity",
+    "mean less the items' rates",
+    "the same, by similarity",
+];
+
+impl Explanation {
+    /// The votes, and who votes.
+    fn voted(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "  votes:")?;
+        for (vote, what) in self.votes.iter().zip(VOTES) {
+            writeln!(f, "    {vote:+8.4}  {what}")?;
+        }
+        for (source, what) in [
+            (NeighbourSource::SameItem, "others on this item"),
+            (NeighbourSource::SameUser, "this user on other items"),
+        ] {
+            writeln!(f, "  {what}, nearest last:")?;
+            for neighbour in self.neighbours.iter().filter(|neighbour| neighbour.source == source) {
+                let Neighbour { similarity, label, id, .. } = neighbour;
+                match &neighbour.example {
+                    Some(Example { user, item, title, label_time, .. }) => writeln!(
+                        f,
+                        "    {similarity:+.3}  label {label}  user {user} on {item} {title}, since {label_time}"
+                    )?,
+                    None => {
+                        writeln!(f, "    {similarity:+.3}  label {label}  {id}, not on the topic any more")?
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 }
 

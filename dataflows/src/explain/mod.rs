@@ -2,7 +2,7 @@
 //!
 //! Everything is read from the topics, as the job saw them at its committed epoch: the feature, its
 //! history, the demonstrations that it used (found on `examples` by their point ids), the CoT of each
-//! and the prompt that asked for it (`prompt.rs`). What is told of them stands in `explanation.rs`.
+//! and the prompt that asked for it (`prompt.rs`), the votes and the neighbours that cast them. What is told of them stands in `explanation.rs`.
 //!
 //! A fresh demonstration has its own CoT, found by its content key. A stale one has the fallback: among
 //! the ok records of the same user, item, decision, prompt version and model whose text has a vector,
@@ -14,7 +14,7 @@ mod explanation;
 mod prompt;
 mod read;
 
-pub use explanation::{Cot, Demonstration, Example, Explanation, HistoryItem, Prompted, Said};
+pub use explanation::{Cot, Demonstration, Example, Explanation, HistoryItem, Neighbour, Prompted, Said};
 pub use read::{job_of_outputs, live_pairs};
 
 use crate::names::Names;
@@ -44,7 +44,7 @@ pub struct Lineage {
     features: HashMap<Vec<u8>, (Feature, i64)>,
     /// By item, its texts up to the newest; empty where it is deleted.
     texts: HashMap<String, Vec<String>>,
-    /// By point id.
+    /// By point id, and those of neighbours by theirs.
     examples: HashMap<String, ExampleRecord>,
     /// By content key, the offset and the ok record.
     cots: HashMap<Digest, (i64, CotRecord)>,

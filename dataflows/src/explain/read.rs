@@ -11,6 +11,7 @@ use ictflow_schemas::example::ExampleRecord;
 use ictflow_schemas::feature::{Feature, point_id};
 use ictflow_schemas::framing::unframe;
 use ictflow_schemas::history::Identity;
+use ictflow_schemas::neighbour::neighbour_id;
 use ictflow_schemas::topic::{HEADER_EPOCH, Record, Topic};
 use ictflow_schemas::wire::Wire;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -88,7 +89,8 @@ pub(super) fn standing(
     Ok(Standing { committed, ends: newest.ends, actives: newest.actives, prompt_history })
 }
 
-/// The examples that the features used, by point id.
+/// The examples that the features used, by point id, and the neighbours of a pair, by their ids: of one
+/// feature alone, since they are many.
 pub(super) fn examples(
     topics: &mut dyn Topics,
     names: &Names,
@@ -100,19 +102,32 @@ pub(super) fn examples(
         used.entry(&feature.prompt_version).or_default().extend(ids);
     }
     used.retain(|_, ids| !ids.is_empty());
+    let neighbours: HashSet<&str> = match features.len() {
+        1 => features.values().flat_map(|(feature, _)| &feature.neighbours).map(|n| n.id.as_str()).collect(),
+        _ => HashSet::new(),
+    };
     let mut examples = HashMap::new();
-    if used.is_empty() {
+    if used.is_empty() && neighbours.is_empty() {
         return Ok(examples);
     }
     read_whole(topics, names.of(Topic::Examples), |record| {
         let Some(identity) = record.key.as_deref().and_then(identity) else { return };
+        let mut note = |id: String| {
+            match record.value.as_deref().map(ExampleRecord::decode) {
+                Some(Ok(example)) => examples.insert(id, example),
+                _ => examples.remove(&id),
+            };
+        };
         for (prompt_version, ids) in &used {
             let id = point_id(&identity, prompt_version).to_string();
             if ids.contains(id.as_str()) {
-                match record.value.as_deref().map(ExampleRecord::decode) {
-                    Some(Ok(example)) => examples.insert(id, example),
-                    _ => examples.remove(&id),
-                };
+                note(id);
+            }
+        }
+        if !neighbours.is_empty() {
+            let id = neighbour_id(&identity).to_string();
+            if neighbours.contains(id.as_str()) {
+                note(id);
             }
         }
     })?;

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 pub(super) const STORE_PAUSE: Duration = Duration::from_millis(200);
 
 /// The dataflow's times of one epoch: [`GROUPS`] for its logs and for states that are put back, one for
-/// what the store of points answers, one for saving.
+/// rings that are filled again, one for what the store of points answers, one for saving.
 const TIMES: u64 = 32;
 
 /// Groups of shards in which users' states are put back, to bound memory.
@@ -31,14 +31,19 @@ fn first_time(epoch: i64) -> u64 {
     TIMES * epoch as u64
 }
 
-/// The dataflow's time for what the store of points answers.
-fn second_time(epoch: i64) -> u64 {
+/// The dataflow's time for rings that an erasure left with too few labels.
+fn refill_time(epoch: i64) -> u64 {
     first_time(epoch) + GROUPS as u64
+}
+
+/// The dataflow's time for what the store of points answers.
+fn found_time(epoch: i64) -> u64 {
+    refill_time(epoch) + 1
 }
 
 /// The dataflow's time for saving users' states.
 fn save_time(epoch: i64) -> u64 {
-    second_time(epoch) + 1
+    found_time(epoch) + 1
 }
 
 fn clock_of(record: &EpochRecord, publish: bool) -> Clock {
@@ -212,10 +217,10 @@ impl Job {
             return Ok(false);
         }
         let input = EpochInput { found: std::mem::take(&mut waiting.found), ..EpochInput::default() };
-        let second = self.engine.run(second_time(epoch), clock_of(&waiting.record, true), input);
+        let second = self.engine.run(found_time(epoch), clock_of(&waiting.record, true), input);
         points.figures.recalled += second.recall.0;
         points.figures.measured += second.recall.1;
-        waiting.output.merge(second);
+        waiting.output.follow(second);
         waiting.looked_up = true;
         Ok(true)
     }
@@ -281,7 +286,7 @@ impl Job {
     pub(super) fn restore_used(&mut self, record: &EpochRecord) {
         if record.epoch == self.committed && self.semantics.search == Search::Stored {
             let input = EpochInput { found: self.sink.take_used(), ..EpochInput::default() };
-            self.engine.run(second_time(record.epoch), clock_of(record, false), input);
+            self.engine.run(found_time(record.epoch), clock_of(record, false), input);
         }
     }
 
@@ -290,7 +295,16 @@ impl Job {
             self.judge.erase(erasure);
             input.recovery.push(Recovery::Erase(erasure.user.as_str().into()));
         }
-        self.run_at(first_time(record.epoch), record, input, publish)
+        let mut output = self.run_at(first_time(record.epoch), record, input, publish);
+        let lacking = std::mem::take(&mut output.lacking);
+        if !lacking.is_empty() {
+            let workers = 0..self.engine.peers() as u64;
+            let orders = workers
+                .flat_map(|worker| lacking.iter().map(move |item| Recovery::Refill(worker, item.clone())));
+            let input = EpochInput { recovery: orders.collect(), ..EpochInput::default() };
+            output.follow(self.run_at(refill_time(record.epoch), record, input, publish));
+        }
+        output
     }
 
     fn run_at(&mut self, time: u64, record: &EpochRecord, input: EpochInput, publish: bool) -> EpochOutput {

@@ -253,20 +253,6 @@ fn a_file_has_the_tensors_of_its_kind_only() {
 }
 
 #[test]
-fn another_kind_than_the_one_asked_for_is_refused() {
-    let weights = |kind| Weights::from_safetensors(&untrained_of(kind, 1, tiny()).unwrap()).unwrap();
-    for kind in [Kind::Decoder, Kind::Attention] {
-        assert!(weights(kind).of_kind(kind).is_ok());
-    }
-    let error = weights(Kind::Attention).of_kind(Kind::Decoder).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "the weights make vectors of the kind `attention`, here only `decoder` can be served \
-         (hint: use weights of the kind `decoder`)"
-    );
-}
-
-#[test]
 fn the_centre_of_texts_is_read_where_it_is() {
     for kind in [Kind::Attention, Kind::Decoder] {
         assert_eq!(edited(kind, |_| ()).unwrap().text_centre(), [0; 21]);

@@ -1,7 +1,7 @@
 //! The contract of a file of weights: the kinds of vector, the sizes, and the tensors of each kind.
 
 use super::error::WeightsError;
-use std::fmt;
+pub use ictflow_schemas::feature::VectorKind as Kind;
 
 /// Decoder layers.
 pub const LAYERS: usize = 2;

@@ -109,17 +109,6 @@ impl Weights {
         }
     }
 
-    /// These weights, where they are of the kind that the caller serves.
-    ///
-    /// # Errors
-    /// [`WeightsError::OtherKind`].
-    pub fn of_kind(self, expected: Kind) -> Result<Self, WeightsError> {
-        match self.kind() {
-            found if found == expected => Ok(self),
-            found => Err(WeightsError::OtherKind { found, expected }),
-        }
-    }
-
     /// The catalog's mean text vector m, D components in units of 2^-14: centred text similarity
     /// compares e − m. Zeros where the file has none.
     pub fn text_centre(&self) -> &[i16] {

@@ -16,8 +16,9 @@
 //! touched pairs those are emitted that stand otherwise than before. While the clock says not to publish
 //! only rings, sketches and texts are kept; the first epoch that publishes computes every pair once.
 //!
-//! **Late changes, erasure**: [`crate::retrieval::ring`]. Whoever erases a user retracts that user's
-//! final examples here too.
+//! **Late changes, erasure**: [`crate::retrieval::ring`]. An erased user's final examples are retracted here
+//! too ([`crate::labels`]); an item whose ring was left with too few is named, and gets what stands of it in
+//! a later time of the epoch.
 //!
 //! **Memory**: rings of the worker's users and of all items, of shared examples; unit forms of all sketches
 //! and texts, shared; for a pair its two selections, a shared example and a score a neighbour.
@@ -57,12 +58,42 @@ pub enum Input {
     OfUser(Arc<LabelledExample>),
     /// A labelled example, for the ring of its item, for the worker named.
     OfItem(u64, Arc<LabelledExample>),
+    /// One that stands, for the ring of its item that lacked some, for the worker named.
+    Again(u64, Arc<LabelledExample>),
     /// An effective sketch, for the worker named.
     Sketch(u64, Effective),
     /// An item's state, for the worker named.
     Item(u64, (Id, Item)),
     /// The epoch's clock, for the worker named.
     Clock(u64, Clock),
+}
+
+/// What the operator gives.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Output {
+    /// A pair that stands otherwise than before.
+    Pair(NeighbourUpdate),
+    /// An item whose ring an erasure left with too few ([`Ring::lacks`]): it has to be filled again within the
+    /// epoch. Every worker says it.
+    Lacks(Id),
+}
+
+impl Output {
+    /// The changed pair.
+    pub fn pair(self) -> Option<NeighbourUpdate> {
+        match self {
+            Output::Pair(pair) => Some(pair),
+            _ => None,
+        }
+    }
+
+    /// The item whose ring lacks some.
+    pub fn lacks(self) -> Option<Id> {
+        match self {
+            Output::Lacks(item) => Some(item),
+            _ => None,
+        }
+    }
 }
 
 /// A pair that stands otherwise than before.
@@ -110,10 +141,10 @@ pub struct Neighbours {
 
 impl Neighbours {
     /// An empty state. `centre` is what the centre of item vectors is taken for.
-    pub fn new(semantics: Arc<Semantics>, neighbourhood: Neighbourhood, centre: Quantised) -> Self {
+    pub fn new(semantics: Arc<Semantics>, centre: Quantised) -> Self {
         Neighbours {
+            neighbourhood: semantics.neighbours,
             semantics,
-            neighbourhood,
             centre,
             rings: Default::default(),
             hidden: Wheel::default(),
@@ -128,16 +159,18 @@ impl Neighbours {
     }
 
     /// Takes an epoch's changes; gives how many pairs were computed.
-    pub fn step(&mut self, changes: Changes<Input>, out: &mut Changes<NeighbourUpdate>) -> usize {
+    pub fn step(&mut self, changes: Changes<Input>, out: &mut Changes<Output>) -> usize {
         let mut touched = Touched::default();
         let mut labels: BTreeMap<(Side, Arc<LabelledExample>), isize> = BTreeMap::new();
         let mut pairs: BTreeMap<(Id, Id), isize> = BTreeMap::new();
         let (mut items, mut clock) = (BTreeSet::new(), None);
+        let mut again: BTreeMap<Id, Vec<Arc<LabelledExample>>> = BTreeMap::new();
         for (input, diff) in changes {
             match input {
                 Input::Pair(pair) => *pairs.entry(pair).or_default() += diff,
                 Input::OfUser(label) => *labels.entry((Side::User, label)).or_default() += diff,
                 Input::OfItem(_, label) => *labels.entry((Side::Item, label)).or_default() += diff,
+                Input::Again(_, label) => again.entry(label.item.clone()).or_default().push(label),
                 Input::Clock(_, now) => clock = Some(now),
                 Input::Item(_, (id, item)) => {
                     items.insert(id.clone());
@@ -152,9 +185,19 @@ impl Neighbours {
         let Some(clock) = clock else { return 0 };
         self.now = clock.now;
         touched.rings.extend(self.hidden.pop(self.now));
+        let mut shrunk = BTreeSet::new();
         for ((side, label), diff) in labels.into_iter().filter(|(_, diff)| *diff != 0) {
+            if side == Side::Item && diff < 0 {
+                shrunk.insert(label.item.clone());
+            }
             self.label(side, label, diff, &clock, &mut touched);
         }
+        for (item, labels) in again {
+            self.refill(item, labels, &clock, &mut touched);
+        }
+        out.extend(
+            shrunk.into_iter().filter(|item| self.lacks(item, &clock)).map(|id| (Output::Lacks(id), 1)),
+        );
         for id in items {
             self.centre_text(id, &mut touched);
         }
@@ -201,6 +244,28 @@ impl Neighbours {
         }
     }
 
+    /// Whether the ring of an item may come to miss examples that were let go of.
+    fn lacks(&self, item: &Id, clock: &Clock) -> bool {
+        let is_final = |label: &LabelledExample| {
+            is_final(label.event_time, clock.maximum(label.partition), &self.semantics)
+        };
+        let ring = self.rings[Side::Item as usize].get(item);
+        ring.is_some_and(|ring| ring.lacks(self.neighbourhood.ring, is_final))
+    }
+
+    /// Gives the ring of an item all that stands of it.
+    fn refill(&mut self, item: Id, labels: Vec<Arc<LabelledExample>>, clock: &Clock, touched: &mut Touched) {
+        for label in labels.iter().filter(|label| label.label_time >= self.now) {
+            self.hidden.register(label.label_time, (Side::Item, item.clone()));
+        }
+        let ring = self.rings[Side::Item as usize].entry(item.clone()).or_default();
+        ring.refill(labels);
+        ring.forget(self.neighbourhood.ring + SPARE, |label| {
+            is_final(label.event_time, clock.maximum(label.partition), &self.semantics)
+        });
+        touched.rings.insert((Side::Item, item));
+    }
+
     /// Centres the text of an item; one that is the same as before touches nothing.
     fn centre_text(&mut self, item: Id, touched: &mut Touched) {
         let vector = self.items.get(&item).and_then(|item| item.vector.as_ref());
@@ -214,14 +279,7 @@ impl Neighbours {
         }
     }
 
-    fn pair(
-        &mut self,
-        user: Id,
-        item: Id,
-        diff: isize,
-        touched: &mut Touched,
-        out: &mut Changes<NeighbourUpdate>,
-    ) {
+    fn pair(&mut self, user: Id, item: Id, diff: isize, touched: &mut Touched, out: &mut Changes<Output>) {
         if diff > 0 {
             self.pairs.entry(user.clone()).or_default().insert(item.clone(), None);
             self.users_of.entry(item.clone()).or_default().insert(user.clone());
@@ -240,7 +298,7 @@ impl Neighbours {
             }
         }
         if emitted.is_some() {
-            out.push((NeighbourUpdate { user, item, sources: None }, 1));
+            out.push((Output::Pair(NeighbourUpdate { user, item, sources: None }), 1));
         }
     }
 
@@ -301,13 +359,13 @@ impl Neighbours {
     }
 
     /// Computes a pair and emits it where it stands otherwise than before.
-    fn emit(&mut self, user: Id, item: Id, out: &mut Changes<NeighbourUpdate>) {
+    fn emit(&mut self, user: Id, item: Id, out: &mut Changes<Output>) {
         let sources = self.sources(&user, &item);
         let Some(emitted) = self.pairs.get_mut(&user).and_then(|items| items.get_mut(&item)) else { return };
         if emitted.as_deref() != Some(&sources) {
             let sources = Arc::new(sources);
             *emitted = Some(sources.clone());
-            out.push((NeighbourUpdate { user, item, sources: Some(sources) }, 1));
+            out.push((Output::Pair(NeighbourUpdate { user, item, sources: Some(sources) }), 1));
         }
     }
 }
@@ -321,6 +379,8 @@ pub struct Inputs<'s> {
     pub labels: VecCollection<'s, Epoch, Arc<LabelledExample>, isize>,
     /// Labelled examples, for every worker.
     pub everywhere: VecCollection<'s, Epoch, (u64, Arc<LabelledExample>), isize>,
+    /// Labelled examples that stand, for rings that lack some, for every worker.
+    pub again: VecCollection<'s, Epoch, (u64, Arc<LabelledExample>), isize>,
     /// Effective sketches.
     pub sketches: VecCollection<'s, Epoch, (u64, Effective), isize>,
     /// Items' states.
@@ -333,15 +393,15 @@ pub struct Inputs<'s> {
 pub fn neighbours<'s>(
     inputs: Inputs<'s>,
     semantics: Arc<Semantics>,
-    neighbourhood: Neighbourhood,
     centre: Quantised,
-) -> VecCollection<'s, Epoch, NeighbourUpdate, isize> {
-    let mut state = Neighbours::new(semantics, neighbourhood, centre);
-    let Inputs { pairs, labels, everywhere, sketches, items, clock } = inputs;
+) -> VecCollection<'s, Epoch, Output, isize> {
+    let mut state = Neighbours::new(semantics, centre);
+    let Inputs { pairs, labels, everywhere, again, sketches, items, clock } = inputs;
     let input = pairs
         .map(Input::Pair)
         .concat(labels.map(Input::OfUser))
         .concat(everywhere.map(|(worker, label)| Input::OfItem(worker, label)))
+        .concat(again.map(|(worker, label)| Input::Again(worker, label)))
         .concat(sketches.map(|(worker, sketch)| Input::Sketch(worker, sketch)))
         .concat(items.map(|(worker, item)| Input::Item(worker, item)))
         .concat(clock.map(|(worker, clock)| Input::Clock(worker, clock)));
@@ -349,6 +409,7 @@ pub fn neighbours<'s>(
         Input::Pair((user, _)) => route(user),
         Input::OfUser(label) => route(&label.user),
         Input::OfItem(worker, _)
+        | Input::Again(worker, _)
         | Input::Sketch(worker, _)
         | Input::Item(worker, _)
         | Input::Clock(worker, _) => *worker,

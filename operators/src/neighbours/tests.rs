@@ -38,6 +38,7 @@ struct World {
     effective: EffectiveSketches,
     neighbours: Neighbours,
     seen: BTreeMap<(Id, Id), Arc<Sources>>,
+    lacking: BTreeSet<Id>,
 }
 
 const CENTRE: [i16; 3] = [5, -5, 0];
@@ -45,8 +46,12 @@ const CENTRE: [i16; 3] = [5, -5, 0];
 impl World {
     fn new(seed: u64, sketch_period_ms: Millis) -> Self {
         let neighbourhood = Neighbourhood { ring: 4, selected: 3, sketch_period_ms, label_centre: 400 };
-        let semantics =
-            Arc::new(Semantics { lateness_ms: 10, attribution_window_ms: 10, ..Semantics::default() });
+        let semantics = Arc::new(Semantics {
+            lateness_ms: 10,
+            attribution_window_ms: 10,
+            neighbours: neighbourhood,
+            ..Semantics::default()
+        });
         World {
             random: Random(seed),
             made: 0,
@@ -56,8 +61,9 @@ impl World {
             items: BTreeMap::new(),
             neighbourhood,
             effective: EffectiveSketches::new(neighbourhood),
-            neighbours: Neighbours::new(semantics, neighbourhood, CENTRE.into()),
+            neighbours: Neighbours::new(semantics, CENTRE.into()),
             seen: BTreeMap::new(),
+            lacking: BTreeSet::new(),
         }
     }
 
@@ -80,7 +86,11 @@ impl World {
         inputs.push((Input::Clock(0, clock), 1));
         let mut out = Changes::new();
         let computed = self.neighbours.step(inputs, &mut out);
-        for (NeighbourUpdate { user, item, sources }, diff) in out {
+        for (output, diff) in out {
+            let Some(NeighbourUpdate { user, item, sources }) = output.clone().pair() else {
+                self.lacking.extend(output.lacks());
+                continue;
+            };
             assert_eq!(diff, 1);
             let before = match sources.clone() {
                 Some(sources) => self.seen.insert((user, item), sources),
@@ -205,4 +215,40 @@ fn a_label_touches_only_the_pairs_of_its_item_and_its_user() {
     // of them in the ring.
     world.now = 1_000;
     assert_eq!(world.epoch(&[], Changes::new()), 36);
+}
+
+#[test]
+fn rings_that_erasures_emptied_are_filled_again_within_the_epoch() {
+    let mut world = World::new(5, 10);
+    let mut inputs = Changes::new();
+    for item in 0..2 {
+        let pair: (Id, Id) = ("u0".into(), format!("i{item}").into());
+        world.pairs.insert(pair.clone());
+        inputs.push((Input::Pair(pair), 1));
+    }
+    // More than a ring keeps beyond its length, each by a user of its own.
+    let users = SPARE + 12;
+    let labels: Vec<(Arc<LabelledExample>, isize)> = (0..2 * users)
+        .map(|n| (labelled(&format!("v{}", n / 2), &format!("i{}", n % 2), n as i64, n as i64, n), 1))
+        .collect();
+    world.labels.extend(labels.iter().map(|(label, _)| label.clone()));
+    world.now = 1_000;
+    world.epoch(&labels, inputs);
+    assert_eq!(world.seen, world.replayed());
+    let mut refilled = 0;
+    for erased in (2..users).rev() {
+        let user = format!("v{erased}");
+        let gone: Vec<_> = world.labels.iter().filter(|label| *label.user == *user).cloned().collect();
+        world.labels.retain(|label| *label.user != *user);
+        let gone: Vec<_> = gone.into_iter().map(|label| (label, -1)).collect();
+        world.epoch(&gone, Changes::new());
+        let lacking = std::mem::take(&mut world.lacking);
+        let on_them = world.labels.iter().filter(|label| lacking.contains(&label.item));
+        let again: Changes<Input> = on_them.map(|label| (Input::Again(0, label.clone()), 1)).collect();
+        refilled += lacking.len();
+        world.epoch(&[], again);
+        assert!(world.lacking.is_empty(), "a filled ring lacks nothing");
+        assert_eq!(world.seen, world.replayed(), "after the erasure of {user}");
+    }
+    assert!(refilled >= 2, "no ring came to lack any");
 }

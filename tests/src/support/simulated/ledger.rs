@@ -9,6 +9,7 @@ use ictflow_schemas::cot::parse_topic_key;
 use ictflow_schemas::epoch::{EpochRecord, Progress};
 use ictflow_schemas::feature::Feature;
 use ictflow_schemas::invariants::{self, Violation};
+use ictflow_schemas::neighbour::SELECTED;
 use ictflow_schemas::topic::{HEADER_EPOCH, HEADER_SUBSTEP, Record, Topic};
 use ictflow_schemas::wire::Wire;
 use std::collections::{BTreeMap, BTreeSet};
@@ -210,7 +211,7 @@ impl Ledger {
         let feature = decode::<Feature>(record)?;
         self.figures.features += 1;
         self.figures.demonstrated += u64::from(feature.k > 0);
-        invariants::feature(&feature, self.k)?;
+        invariants::feature(&feature, self.k, SELECTED)?;
         match &self.store {
             Some(store) => {
                 invariants::demonstrations_stand(&feature, |id| id.parse().is_ok_and(|id| store.stands(&id)))

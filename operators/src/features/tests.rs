@@ -1,0 +1,166 @@
+use super::*;
+use crate::ict::{Shape, untrained, untrained_of};
+use crate::retrieval::neighbours::tests::labelled;
+use ictflow_schemas::catalog::{ItemState, ItemVector};
+use ictflow_schemas::framing::text_digest;
+use ictflow_schemas::vector::{VectorSum, quantise};
+
+fn item(n: usize, creator: &str) -> Item {
+    let text = text_digest(&format!("{n}"));
+    let mut vector = vec![0.0; 384];
+    vector[n % 384] = 1.0;
+    Arc::new(ItemState {
+        text,
+        creator: Some(creator.into()),
+        categories: vec!["c".into()],
+        vector: Some(ItemVector { text, vector: quantise(&vector) }),
+    })
+}
+
+fn step(features: &mut Features, inputs: Vec<(Input, isize)>) -> Vec<FeatureUpdate> {
+    let clock = Clock { maxima: [].into(), now: 0, publish: true, actives: Arc::default() };
+    let mut changes: Changes<Input> = inputs;
+    changes.push((Input::Clock(0, clock), 1));
+    let mut out = Changes::new();
+    features.step(changes, &mut out);
+    out.into_iter().map(|(update, _)| update).collect()
+}
+
+fn values(features: &mut Features, pairs: Vec<PairUpdate>) -> Vec<Option<Arc<[u8]>>> {
+    let inputs = pairs.into_iter().map(|pair| (Input::Pair(pair), 1)).collect();
+    step(features, inputs).into_iter().map(|update| update.value).collect()
+}
+
+/// More pairs than one batch holds, some without a feature; then items that changed.
+#[test]
+fn what_is_kept_and_batched_changes_no_byte() {
+    let weights = Arc::new(
+        Weights::from_safetensors(&untrained(7, Shape::default()).expect("a shape")).expect("weights"),
+    );
+    let view = |user: usize, creator: &str| {
+        let items = [3, 5, 3].map(|n| (format!("i{n}").into(), Some(item(n, creator))));
+        let vectors = [3, 5, 3].map(|n| item(n, creator).vector.clone().expect("it has one").vector);
+        let text = VectorSum::over(vectors.iter().map(|vector| &**vector));
+        let items = items.into_iter().chain([(format!("gone{user}").into(), None)]).collect();
+        Arc::new(UserView { history: [].into(), items, text })
+    };
+    let pairs = |creator: &str| -> Vec<PairUpdate> {
+        let views: Vec<_> = (0..3).map(|user| view(user, creator)).collect();
+        let pair = |n: usize| PairUpdate {
+            user: format!("u{}", n % 3).into(),
+            item: format!("i{}", n / 3).into(),
+            retrieved: (!n.is_multiple_of(7)).then(|| Retrieved {
+                view: views[n % 3].clone(),
+                item: item(n / 3, creator),
+                used: vec![],
+            }),
+            live: true,
+        };
+        let mut pairs: Vec<PairUpdate> = (0..2 * BATCH + 5).map(pair).collect();
+        // The operator emits in the order of pairs.
+        pairs.sort_by(|a, b| (&a.user, &a.item).cmp(&(&b.user, &b.item)));
+        pairs
+    };
+    let mut kept = Features::new(weights.clone(), &Semantics::default());
+    let mut made = Vec::new();
+    for creator in ["a", "b", "a"] {
+        let together = values(&mut kept, pairs(creator));
+        let alone: Vec<_> = pairs(creator)
+            .into_iter()
+            .flat_map(|pair| values(&mut Features::new(weights.clone(), &Semantics::default()), vec![pair]))
+            .collect();
+        assert_eq!(together, alone);
+        assert_eq!(together.iter().filter(|value| value.is_none()).count(), (2 * BATCH + 5).div_ceil(7));
+        made.push(together);
+    }
+    assert_eq!(made[0], made[2]);
+    assert!(made[0].iter().zip(&made[1]).all(|(a, b)| a.is_none() || a != b), "the creator counts");
+}
+
+/// A pair of the user `u` on an item.
+fn pair(n: usize) -> PairUpdate {
+    let retrieved = Retrieved { view: Arc::default(), item: item(n, "a"), used: vec![] };
+    PairUpdate { user: "u".into(), item: format!("i{n}").into(), retrieved: Some(retrieved), live: true }
+}
+
+/// What the sources say of that pair: others on its item, the user on others.
+fn neighbours(n: usize, of_user: &[usize]) -> NeighbourUpdate {
+    let of = |user: &str, n: usize, score: i64| Neighbour {
+        score,
+        example: labelled(user, &format!("i{n}"), 0, 60_000 * score, n),
+    };
+    let sources = Sources {
+        same_item: (0..20).map(|score| of(&format!("v{score}"), n, score)).collect(),
+        same_user: of_user.iter().map(|other| of("u", *other, *other as i64)).collect(),
+        ..Sources::default()
+    };
+    NeighbourUpdate { user: "u".into(), item: format!("i{n}").into(), sources: Some(Arc::new(sources)) }
+}
+
+fn decoded(updates: Vec<FeatureUpdate>) -> Vec<Feature> {
+    let decode =
+        |update: FeatureUpdate| Feature::decode(&update.value.expect("a feature")).expect("a record");
+    updates.into_iter().map(decode).collect()
+}
+
+fn weights(kind: Kind) -> Arc<Weights> {
+    let shape =
+        Shape { user_rows: 64, item_rows: 64, creator_rows: 16, category_rows: 16, ..Shape::default() };
+    Arc::new(Weights::from_safetensors(&untrained_of(kind, 7, shape).expect("a shape")).expect("weights"))
+}
+
+#[test]
+fn a_decoders_vector_stands_while_neighbours_change() {
+    let mut features = Features::new(weights(Kind::Decoder), &Semantics::default());
+    // Neighbours of what has no feature yet give none.
+    assert_eq!(step(&mut features, vec![(Input::Neighbours(neighbours(1, &[2])), 1)]), []);
+    let first = decoded(step(&mut features, vec![(Input::Pair(pair(1)), 1)]));
+    let [first] = &first[..] else { panic!("one record, not {first:?}") };
+    assert_eq!((first.neighbours.len(), first.vector_kind), (21, Kind::Decoder));
+    assert_eq!(first.neighbours[20].source, NeighbourSource::SameUser);
+    let next = decoded(step(&mut features, vec![(Input::Neighbours(neighbours(1, &[2, 3])), 1)]));
+    assert_eq!(next[0].ict, first.ict);
+    assert_eq!(next[0].neighbours.len(), 22);
+    // It goes with what retrieval says, whatever neighbours said before or after.
+    let gone = PairUpdate { retrieved: None, live: false, ..pair(1) };
+    let none = NeighbourUpdate { sources: None, ..neighbours(1, &[]) };
+    let out = step(&mut features, vec![(Input::Neighbours(none), 1), (Input::Pair(gone), 1)]);
+    assert_eq!(out.iter().map(|update| (update.live, &update.value)).collect::<Vec<_>>(), [(false, &None)]);
+    assert!(features.pairs.is_empty());
+}
+
+#[test]
+fn a_vector_of_attention_follows_its_neighbours_and_their_items() {
+    let semantics = Semantics::default();
+    let mut kept = Features::new(weights(Kind::Attention), &semantics);
+    let items = |creator: &str| -> Vec<(Input, isize)> {
+        (0..6).map(|n| (Input::Item(0, (format!("i{n}").into(), item(n, creator))), 1)).collect()
+    };
+    let all = |inputs: &mut Vec<(Input, isize)>| {
+        for n in [1, 2] {
+            inputs.extend([(Input::Pair(pair(n)), 1), (Input::Neighbours(neighbours(n, &[n + 2])), 1)]);
+        }
+    };
+    let mut inputs = items("a");
+    all(&mut inputs);
+    let first = decoded(step(&mut kept, inputs));
+    assert_eq!(first.len(), 2);
+    assert!(first.iter().all(|feature| feature.k == 0 && feature.vector_kind == Kind::Attention));
+    assert_ne!(first[0].ict, first[1].ict);
+    // Item 4 is a neighbour's of the pair on item 2 alone, item 5 of none.
+    let change = |n: usize| {
+        let id: Id = format!("i{n}").into();
+        [(Input::Item(0, (id.clone(), item(n, "b"))), 1), (Input::Item(0, (id, item(n, "a"))), -1)]
+    };
+    assert_eq!(step(&mut kept, change(5).into()), []);
+    let touched = decoded(step(&mut kept, change(4).into()));
+    assert_eq!(touched.iter().map(|feature| feature.item_id.as_str()).collect::<Vec<_>>(), ["i2"]);
+    assert_ne!(touched[0].ict, first[1].ict);
+    // What was kept is what a new operator makes.
+    let mut anew = Features::new(weights(Kind::Attention), &semantics);
+    let mut inputs = items("a");
+    inputs.extend([change(5), change(4)].concat());
+    all(&mut inputs);
+    let anew = decoded(step(&mut anew, inputs));
+    assert_eq!([&first[0], &touched[0]], [&anew[0], &anew[1]]);
+}
