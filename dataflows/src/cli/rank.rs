@@ -100,7 +100,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         };
         let Disposition::Retry { after } = error.disposition else { return Err(error) };
         eprintln!("rank: {error}; reading from the beginning again in {} s", after.as_secs_f32());
-        subscription = again(arguments, &config, &ranker, (after, &stop))?;
+        subscription = again(arguments, &config, &ranker, (after, &*stop))?;
         lists.give_all(&mut subscription)?;
     }
     lists.finish(&subscription);

@@ -21,6 +21,7 @@ pub fn text(ranking: &Ranking, now: Millis) -> String {
     for row in std::iter::once(&head).chain(&rows) {
         let mut line = String::new();
         for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
+            let width = *width;
             // Numbers stand on the right; writing to a String cannot fail.
             let _ = match column < 4 {
                 true => write!(line, "  {cell:>width$}"),

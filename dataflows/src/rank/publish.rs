@@ -204,7 +204,8 @@ mod tests {
             assert_eq!(record.partition, Partitioner::Murmur2.partition(key, 3));
             assert_eq!(record.number(HEADER_PUBLISHED_AT), Some(77));
         }
-        let of_user = records.iter().rev().find(|record| record.key.as_deref() == Some(b"u")).unwrap();
+        let of_user =
+            records.iter().rev().find(|record| record.key.as_deref() == Some(b"u".as_slice())).unwrap();
         let list = RankingRecord::decode(of_user.value.as_deref().unwrap()).unwrap();
         assert_eq!((list.user_id.as_str(), list.ranker.as_str(), list.ranked.len()), ("u", "r", 1));
         let first = &list.ranked[0];

@@ -1,28 +1,54 @@
 //! A trained ranker, read from its file.
 
+use candle_core::Tensor;
 use ictflow_connectors::{Error, Result};
 use ictflow_operators::ict::TEXT_HIDDEN;
 use ictflow_operators::ranking::RankingError;
 use ictflow_operators::ranking::backbones::{Backbone, Kind, Settings};
 use ictflow_operators::ranking::ids::Tables;
 use ictflow_operators::ranking::layers::{Maker, Projection};
-use ictflow_operators::ranking::tables::Rows;
-use ictflow_operators::ranking::variables::Variables;
+use ictflow_operators::ranking::variables::{Variables, values};
 use ictflow_operators::ranking::weights::{self, Serving};
-use ictflow_schemas::framing::hex;
+use ictflow_schemas::framing::{hashed_row, hex};
 use sha2::{Digest as _, Sha256};
 use std::path::Path;
 
+/// The rows of a hashed table that training gave a value.
+#[derive(Debug)]
+pub(super) struct Hashed {
+    table: &'static str,
+    known: Box<[bool]>,
+}
+
+impl Hashed {
+    fn of(table: &'static str, weights: &Tensor) -> std::result::Result<Self, RankingError> {
+        let width = weights.dim(1)?;
+        let known = values(weights)?.chunks_exact(width).map(|row| row.iter().any(|x| *x != 0.0)).collect();
+        Ok(Hashed { table, known })
+    }
+
+    /// The row of an id; 0, as for an absent one, where no id of training has it: so was an unknown id
+    /// evaluated, and what is a mean over ids doesn't count it.
+    pub(super) fn row(&self, id: &str) -> u32 {
+        // A table that was read has less rows than that.
+        let row = hashed_row(self.table, id, u32::try_from(self.known.len()).unwrap_or(u32::MAX));
+        if self.known.get(row as usize).copied().unwrap_or_default() { row } else { 0 }
+    }
+}
+
 /// A backbone with its tables and its net for texts, as a file holds them.
 ///
-/// **Memory**: the file's bytes, once.
+/// **Memory**: the file's bytes, once, and 1 B a row of the tables.
 #[derive(Debug)]
 pub struct Ranker {
     pub(super) backbone: Box<dyn Backbone>,
     pub(super) tables: Tables,
     pub(super) text: Option<Projection>,
     pub(super) settings: Settings,
-    pub(super) rows: Rows,
+    pub(super) user: Hashed,
+    pub(super) item: Hashed,
+    pub(super) creator: Hashed,
+    pub(super) category: Hashed,
     /// How its inputs are made.
     pub serving: Serving,
     /// The SHA-256 of the file, lower-case hex.
@@ -78,7 +104,18 @@ impl Ranker {
         let backbone = kind.build(&settings, &mut variables)?;
         weights::read(bytes, &variables)?;
         let version = hex(&Sha256::digest(bytes));
-        Ok(Ranker { backbone, tables, text, settings, rows, serving, version })
+        Ok(Ranker {
+            user: Hashed::of("user", &tables.user)?,
+            item: Hashed::of("item", &tables.item)?,
+            creator: Hashed::of("creator", &tables.creator)?,
+            category: Hashed::of("category", &tables.category)?,
+            backbone,
+            tables,
+            text,
+            settings,
+            serving,
+            version,
+        })
     }
 
     /// The kind of its backbone.

@@ -107,3 +107,27 @@ fn ranking(user: &Id, scored: &[(&Candidate<'_>, f32)], catalog: &Catalog, top: 
         ranked: order.into_iter().take(top).map(ranked).collect(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::view::tests::upsert;
+    use super::*;
+    use ictflow_schemas::config::Semantics;
+    use ictflow_schemas::wire::Format;
+
+    #[test]
+    fn of_equal_logits_the_lesser_item_comes_first() {
+        let mut view = View::new(10, None);
+        let items = ["b", "a", "c", "d"];
+        for (substep, item) in (0..).zip(items) {
+            view.take(&upsert("u", item, 0.0, (1, substep))).unwrap();
+        }
+        let of = |item: &'static str| Candidate { user: "u", item, vector: view.get("u", item).unwrap() };
+        let candidates = items.map(of);
+        let scored: Vec<_> = candidates.iter().zip([1.0, 1.0, 2.0, -1.0]).collect();
+        let catalog = Catalog::new(Format::Avro, Arc::new(Semantics::default()), None);
+        let list = ranking(&"u".into(), &scored, &catalog, 3);
+        let order: Vec<&str> = list.ranked.iter().map(|ranked| &*ranked.item).collect();
+        assert_eq!((list.live, order), (4, vec!["c", "a", "b"]));
+    }
+}

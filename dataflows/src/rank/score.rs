@@ -8,7 +8,7 @@
 //! | votes | `votes`, the two counts n as L2(1 + n) / 8 |
 //! | vector | `ict` |
 //!
-//! An item that doesn't exist has no creator, categories or text. Votes and labels that a record lacks count as
+//! An id that training didn't know counts as absent. An item that doesn't exist has no creator, categories or text. Votes and labels that a record lacks count as
 //! of nobody; [`super::shortfalls`] counts them.
 
 use super::catalog::Catalog;
@@ -23,7 +23,6 @@ use ictflow_operators::ranking::layers::Phase;
 use ictflow_operators::ranking::variables::values;
 use ictflow_operators::ranking::weights::LABEL_SCALARS;
 use ictflow_schemas::Id;
-use ictflow_schemas::framing::hashed_row;
 use ictflow_schemas::neighbour::{RATE_ONE, VOTES, rate_of};
 use ictflow_schemas::vector::{SCALE, VectorSum};
 
@@ -135,15 +134,10 @@ impl Ranker {
     }
 
     fn ids(&self, candidates: &[Candidate<'_>], catalog: &Catalog) -> Made<Ids> {
-        let rows = |table: &'static str, rows: usize| {
-            // A table's rows are at most 2^28, as its file's size says.
-            move |id: &str| hashed_row(table, id, u32::try_from(rows).unwrap_or(u32::MAX))
+        let creator_of = |item: &str| {
+            let creator = catalog.get(item).and_then(|facts| facts.creator.as_deref());
+            creator.map_or(0, |creator| self.creator.row(creator))
         };
-        let (user, item) = (rows("user", self.rows.user), rows("item", self.rows.item));
-        let creator = rows("creator", self.rows.creator);
-        let category = rows("category", self.rows.category);
-        let creator_of =
-            |item: &str| catalog.get(item).and_then(|facts| facts.creator.as_deref()).map(&creator);
         let categories_of = |item: &str| catalog.get(item).map_or(&[][..], |facts| &*facts.categories);
         let length = self.serving.history;
         let named = candidates.iter().flat_map(|candidate| {
@@ -153,7 +147,7 @@ impl Ranker {
         let most = named.map(|item| categories_of(item).len()).max().unwrap_or_default().max(1);
         let extend = |all: &mut Vec<u32>, item: &str| {
             let own = categories_of(item);
-            all.extend(own.iter().map(|id| category(id)));
+            all.extend(own.iter().map(|id| self.category.row(id)));
             all.extend(std::iter::repeat_n(0, most - own.len()));
         };
         let batch = candidates.len();
@@ -165,8 +159,8 @@ impl Ranker {
             extend(&mut categories, candidate.item);
             let history = self.history(candidate.vector);
             for entry in history {
-                history_items.push(item(entry));
-                history_creators.push(creator_of(entry).unwrap_or_default());
+                history_items.push(self.item.row(entry));
+                history_creators.push(creator_of(entry));
                 extend(&mut history_categories, entry);
             }
             let absent = length - history.len();
@@ -178,9 +172,9 @@ impl Ranker {
             |id: &dyn Fn(&Candidate<'_>) -> u32| Tensor::from_iter(candidates.iter().map(id), &Device::Cpu);
         let device = &Device::Cpu;
         Ok(Ids {
-            user: of_each(&|candidate| user(candidate.user))?,
-            item: of_each(&|candidate| item(candidate.item))?,
-            creator: of_each(&|candidate| creator_of(candidate.item).unwrap_or_default())?,
+            user: of_each(&|candidate| self.user.row(candidate.user))?,
+            item: of_each(&|candidate| self.item.row(candidate.item))?,
+            creator: of_each(&|candidate| creator_of(candidate.item))?,
             categories: Tensor::from_vec(categories, (batch, most), device)?,
             history_items: Tensor::from_vec(history_items, (batch, length), device)?,
             history_creators: Tensor::from_vec(history_creators, (batch, length), device)?,

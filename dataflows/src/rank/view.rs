@@ -403,7 +403,6 @@ pub(super) mod tests {
         let (one, other) = (vectors.next().unwrap(), vectors.next().unwrap());
         assert!(Arc::ptr_eq(&one.history, &other.history) && Arc::ptr_eq(&one.lineage, &other.lineage));
         assert_eq!((one.published_at, one.event_time), (Some(5_000), Some(1_000)));
-        drop(vectors);
         let full = view.take(&upsert("u", "c", 1.0, (1, 4))).unwrap_err().to_string();
         assert!(full.contains("more than 2 pairs are live") && full.contains("--max-pairs"), "{full}");
     }

@@ -110,7 +110,10 @@ fn what_a_ranker_was_not_trained_with_is_told_and_what_it_cannot_read_refused() 
         run(path, &[&first[..], more].concat())
     };
     let missing = rank(&["--all"]).refused();
-    assert!(missing.contains("read the ranker ranker.safetensors") && missing.contains("ictflow train"), "{missing}");
+    assert!(
+        missing.contains("read the ranker ranker.safetensors") && missing.contains("ictflow train"),
+        "{missing}"
+    );
 
     ranker(&model, 32, "other");
     let ran = rank(&["--all", "--json"]);

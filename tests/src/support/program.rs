@@ -96,9 +96,10 @@ impl Program {
 
     /// The lines of JSON that a program printed, without those of the test harness.
     pub fn printed(out: &str) -> Vec<Value> {
-        // A line that is still being written isn't one yet.
-        let whole = out.split_inclusive('\n').filter(|line| line.ends_with('\n') && line.starts_with('{'));
-        whole.map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
+        // A line that is still being written isn't one yet, and the harness begins one of its own.
+        let whole = out.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+        let objects = whole.filter_map(|line| line.find("{\"").map(|begin| &line[begin..]));
+        objects.map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
     }
 
     /// What it has said so far.

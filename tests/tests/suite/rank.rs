@@ -148,7 +148,7 @@ impl Drawn {
         for count in [2, 6] {
             scalars[count] = count_scalar(scalars[count] as u64);
         }
-        let scalars = scalars.into_iter().map(|x| x * SCALE as f32).collect();
+        let scalars: Vec<f32> = scalars.into_iter().map(|x| x * SCALE as f32).collect();
         let inputs = Inputs {
             ids,
             tables: self.tables.clone(),
@@ -305,7 +305,8 @@ fn lists_are_what_the_ranker_says_of_the_topics_and_follow_them() {
     let fewer = |pairs: &BTreeMap<(String, String), Feature>, user: &str| {
         pairs.keys().filter(|(other, _)| other == user).map(|(_, item)| item.clone()).collect::<Vec<_>>()
     };
-    let user = lists.iter().find(|list| list["live"].as_u64().unwrap() > 2).unwrap()["user"].as_str().unwrap();
+    let user =
+        lists.iter().find(|list| list["live"].as_u64().unwrap() > 2).unwrap()["user"].as_str().unwrap();
     let gone = fewer(&standing, user).pop().unwrap();
     let following = [&first[..], &["--user", user, "--json", "--follow"]].concat();
     let program = Program::start_printing(TEST, path, "follow", &following);
@@ -314,7 +315,8 @@ fn lists_are_what_the_ranker_says_of_the_topics_and_follow_them() {
         Program::printed(&printed).pop()
     };
     let shown = |list: &Value| {
-        let items = list["ranked"].as_array().unwrap().iter().map(|one| one["item"].as_str().unwrap().to_owned());
+        let items =
+            list["ranked"].as_array().unwrap().iter().map(|one| one["item"].as_str().unwrap().to_owned());
         items.collect::<BTreeSet<_>>()
     };
     let before = program.until("the list", || last().filter(|list| shown(list).contains(&gone)));
