@@ -119,4 +119,4 @@ impl Progress {
 }
 
 /// The version of the state and records that this program writes; a newer one is refused.
-pub const WRITER_VERSION: &str = "1";
+pub const WRITER_VERSION: &str = "2";

@@ -22,6 +22,7 @@ mod latency;
 mod machine;
 mod memory;
 mod models;
+mod neighbours;
 mod recovery;
 mod report;
 mod retrieval;
@@ -62,10 +63,11 @@ pub struct Arguments {
 
 type Section = (&'static str, fn(&Arguments, &mut Report) -> Fallible<()>);
 
-const SECTIONS: [Section; 11] = [
+const SECTIONS: [Section; 12] = [
     ("throughput", throughput::measure),
     ("latency", latency::measure),
     ("retrieval", retrieval::measure),
+    ("neighbours", neighbours::measure),
     ("ict", ict::measure),
     ("memory", memory::measure),
     ("commit", commit::measure),

@@ -682,7 +682,7 @@ pub fn models() -> PathBuf {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use ictflow_operators::ict::untrained_of;
+    use ictflow_operators::ict::{Kind, untrained_of};
 
     fn raw(text: &str) -> Raw {
         toml::from_str(text).unwrap_or_else(|e| panic!("{e}"))

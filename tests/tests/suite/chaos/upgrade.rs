@@ -5,6 +5,7 @@ use crate::parity::{mutated, semantics};
 use ictflow_connectors::Disposition;
 use ictflow_dataflows::epochs::read_whole;
 use ictflow_schemas::epoch::{EpochRecord, Progress, WRITER_VERSION};
+use ictflow_schemas::feature::Feature;
 use ictflow_schemas::framing::Frame;
 use ictflow_schemas::topic::{NewRecord, Record, Topic};
 use ictflow_schemas::wire::{Wire, single_object, split_single_object, versions};
@@ -70,6 +71,14 @@ fn older(from: &World, to: &World) -> usize {
                     old += 1;
                     let progress = Progress { snapshot: None, ..Progress::decode(&value).unwrap() };
                     first_version(topic, &progress, &[0])
+                }
+                Topic::Features => {
+                    old += 1;
+                    let feature = Feature::decode(&value).unwrap();
+                    let (votes, neighbours, history_labels) = (vec![], vec![], vec![]);
+                    let feature = Feature { votes, neighbours, history_labels, ..feature };
+                    // Three empty lists, and the first kind.
+                    first_version(topic, &feature, &[0, 0, 0, 0])
                 }
                 _ => value,
             });
