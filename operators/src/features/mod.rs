@@ -186,7 +186,9 @@ impl Features {
             }
             self.make_vectors(keys, &mut shared);
             for key in keys {
-                let Some(pair) = self.pairs.get(key) else { continue };
+                // A pair that went may have been let go of already.
+                let nothing = Pair::default();
+                let pair = self.pairs.get(key).unwrap_or(&nothing);
                 let feature = self.feature(key, pair, &actives);
                 let k = feature.as_ref().map_or(0, |feature| feature.demonstrations.len());
                 let value = feature.map(|feature| feature.encode().into());

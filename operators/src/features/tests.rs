@@ -124,9 +124,15 @@ fn a_decoders_vector_stands_while_neighbours_change() {
     // It goes with what retrieval says, whatever neighbours said before or after.
     let gone = PairUpdate { retrieved: None, live: false, ..pair(1) };
     let none = NeighbourUpdate { sources: None, ..neighbours(1, &[]) };
-    let out = step(&mut features, vec![(Input::Neighbours(none), 1), (Input::Pair(gone), 1)]);
-    assert_eq!(out.iter().map(|update| (update.live, &update.value)).collect::<Vec<_>>(), [(false, &None)]);
-    assert!(features.pairs.is_empty());
+    let mut both = vec![(Input::Neighbours(none), 1), (Input::Pair(gone), 1)];
+    for _ in 0..2 {
+        let out = step(&mut features, both.clone());
+        let said: Vec<_> = out.iter().map(|update| (update.live, &update.value)).collect();
+        assert_eq!(said, [(false, &None)]);
+        assert!(features.pairs.is_empty());
+        step(&mut features, vec![(Input::Neighbours(neighbours(1, &[2])), 1), (Input::Pair(pair(1)), 1)]);
+        both.reverse();
+    }
 }
 
 #[test]
