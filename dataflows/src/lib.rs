@@ -25,6 +25,7 @@ pub mod pipeline;
 pub mod points;
 pub mod progress;
 pub mod queue;
+pub mod rank;
 pub mod ranking;
 pub mod recompute;
 pub mod requester;

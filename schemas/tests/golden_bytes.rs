@@ -17,6 +17,7 @@ use ictflow_schemas::feature::{
 use ictflow_schemas::framing::hex;
 use ictflow_schemas::interaction::Interaction;
 use ictflow_schemas::item::Item;
+use ictflow_schemas::ranking::{RankedItem, Ranking};
 use ictflow_schemas::topic::Topic;
 use ictflow_schemas::wire::Wire;
 use std::collections::BTreeMap;
@@ -216,5 +217,33 @@ fn golden_values_decode_for_ever() {
         },
     );
     let versions: usize = Topic::ALL.iter().map(|topic| ictflow_schemas::wire::versions(*topic).len()).sum();
-    assert_eq!(golden.0.len(), versions, "an entry for every version of every topic");
+    // One more: the lists of a consumer.
+    assert_eq!(golden.0.len(), versions + 1, "an entry for every version of every topic");
+}
+
+#[test]
+fn golden_rankings_decode_for_ever() {
+    let text = |t: &str| t.to_owned();
+    let record = Ranking {
+        user_id: text("u1"),
+        ranker: text("r"),
+        ranked: vec![RankedItem {
+            item_id: text("m9"),
+            score: 0.75,
+            cot_status: Status::Stale,
+            epoch: -3,
+            published_at: Some(9),
+            event_time: None,
+            ict_weights: text("w"),
+        }],
+    };
+    if std::env::var("GOLDEN").is_ok_and(|v| v == "write") {
+        println!("  \"rankings.v1\": \"{}\",", hex(&record.encode()));
+        return;
+    }
+    let golden: BTreeMap<String, String> =
+        serde_json::from_str(include_str!("../golden/values.json")).unwrap();
+    let bytes = unhex(&golden["rankings.v1"]);
+    assert_eq!(Ranking::decode(&bytes).unwrap(), record);
+    assert_eq!(hex(&record.encode()), hex(&bytes));
 }

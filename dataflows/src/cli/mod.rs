@@ -13,6 +13,7 @@ mod erase;
 mod evaluate;
 mod explain;
 mod promote;
+mod rank;
 mod run;
 mod supervise;
 mod tail;
@@ -65,6 +66,9 @@ enum Command {
     Explain(explain::Arguments),
     /// Make a backfill's outputs the job's own.
     Promote(promote::Promote),
+    /// Rank users' live pairs by a trained ranker from the newest vectors on the feature topic: the reference
+    /// consumer.
+    Rank(rank::Arguments),
     /// Go back to the outputs before the last promote.
     Rollback(promote::Rollback),
     /// Run a job.
@@ -138,6 +142,7 @@ fn run_parsed(cli: Cli) -> ExitCode {
         Command::Evaluate(arguments) => evaluate::run(&arguments).map(done),
         Command::Explain(arguments) => explain::run(&arguments).map(done),
         Command::Promote(arguments) => promote::promote(&arguments).map(done),
+        Command::Rank(arguments) => rank::run(&arguments).map(done),
         Command::Rollback(arguments) => promote::rollback(&arguments).map(done),
         Command::Run(arguments) => run::run(&arguments).map(done),
         Command::Tail(arguments) => tail::run(&arguments).map(done),

@@ -83,7 +83,7 @@ pub struct Neighbours {
 }
 
 /// The votes as scalars: counts as L2(1 + n) / 8, the others as they are.
-fn vote_scalars(votes: &Votes) -> [f32; VOTE_SCALARS] {
+pub(crate) fn vote_scalars(votes: &Votes) -> [f32; VOTE_SCALARS] {
     let count = |n: i64| count_scalar(n.unsigned_abs());
     let [_, ring, mean, weighted, _, rest @ ..] = votes.numbers();
     let [user_mean, user_weighted, deviation, weighted_deviation] = rest;

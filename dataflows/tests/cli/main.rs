@@ -10,6 +10,7 @@ mod demo;
 mod evaluate;
 mod explain;
 mod files;
+mod rank;
 mod signals;
 mod support;
 mod tail;

@@ -16,6 +16,7 @@ mod limits;
 mod parity;
 mod qdrant_job;
 mod qdrant_points;
+mod rank;
 mod registry;
 mod rescale;
 mod snapshots;
