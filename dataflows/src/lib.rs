@@ -8,6 +8,7 @@ pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod conformance;
+pub mod consistency;
 pub mod copies;
 pub mod cots;
 pub mod dead_letters;

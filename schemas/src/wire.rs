@@ -165,7 +165,7 @@ codecs! {
     Epochs => ["epochs.v1.avsc", "epochs.v2.avsc"],
     Progress => ["progress.v1.avsc", "progress.v2.avsc"],
     Features => ["features.v1.avsc", "features.v2.avsc"],
-    Examples => ["examples.v1.avsc"],
+    Examples => ["examples.v1.avsc", "examples.v2.avsc"],
     DeadLetters => ["dead_letters.v1.avsc"],
 }
 

@@ -10,7 +10,7 @@ use ictflow_schemas::cot::{CotRecord, CotStatus};
 use ictflow_schemas::dead_letter::DeadLetter;
 use ictflow_schemas::embedding::{Embedding, EmbeddingStatus};
 use ictflow_schemas::epoch::{Actives, EpochRecord, Erasure, Outputs, Progress};
-use ictflow_schemas::example::{ExampleRecord, HistoryRecord};
+use ictflow_schemas::example::{ExampleRecord, HistoryRecord, Served};
 use ictflow_schemas::feature::{
     CotStatus as Status, Feature, NeighbourSource, UsedDemonstration, UsedNeighbour, VectorKind,
 };
@@ -184,23 +184,37 @@ fn golden_values_decode_for_ever() {
             ..feature
         },
     );
+    let example = ExampleRecord {
+        user_id: text("u1"),
+        event_time: -1,
+        event_id: text("e-1"),
+        item_id: text("m9"),
+        label: 0,
+        implicit: true,
+        label_time: 1_800_000,
+        history: vec![HistoryRecord {
+            item_id: text("m0"),
+            kind: text("click"),
+            label: text("positive"),
+            event_time: -2,
+        }],
+        served: None,
+    };
+    golden.check(1, false, &example);
     golden.check(
-        1,
+        2,
         true,
         &ExampleRecord {
-            user_id: text("u1"),
-            event_time: -1,
-            event_id: text("e-1"),
-            item_id: text("m9"),
-            label: 0,
-            implicit: true,
-            label_time: 1_800_000,
-            history: vec![HistoryRecord {
-                item_id: text("m0"),
-                kind: text("click"),
-                label: text("positive"),
-                event_time: -2,
-            }],
+            served: Some(Served {
+                epoch: -3,
+                ict_weights: text("w"),
+                vector_kind: VectorKind::Attention,
+                demonstrations: vec![text("d1")],
+                neighbours: vec![text("n1"), text("n2")],
+                votes: vec![2.0, 0.25, -0.5, 0.0, 1.0, 0.5, 0.125, -0.25, 0.75],
+                ict: vec![0.5, -1.25],
+            }),
+            ..example
         },
     );
     golden.check(

@@ -420,10 +420,11 @@ def compare_features(expected, actual, diff):
 
 
 def compare_examples(expected, actual, diff):
-    """How many were compared."""
+    """How many were compared. What was served isn't: it depends on how epochs were cut."""
     both = compare_keys(expected, actual, "examples", diff)
     for key in both:
-        compare_fields(expected[key], actual[key], "examples", key, diff)
+        got = {field: value for field, value in actual[key].items() if field != "served"}
+        compare_fields(expected[key], got, "examples", key, diff)
     return len(both)
 
 

@@ -6,6 +6,7 @@
 
 mod backfill;
 mod check;
+mod consistency;
 mod cots;
 mod data_set;
 mod dead_letters;
@@ -52,6 +53,9 @@ enum Command {
     Backfill(backfill::Arguments),
     /// Find every problem of a configuration, its files and its connections. Writes nothing, but for --probe.
     Check(check::Arguments),
+    /// Compare what was served with each impression with what training sees as of it: the share that is equal,
+    /// the drift, and the causes. Calls and writes nothing.
+    Consistency(consistency::Arguments),
     /// Ask CoT texts for training examples of a data set, keep them in a log, and judge their quality.
     Cots(Box<cots::Arguments>),
     /// Dead letters: list them, or append them to their inputs again after a fix.
@@ -135,6 +139,7 @@ fn run_parsed(cli: Cli) -> ExitCode {
     let result = match cli.command {
         Command::Backfill(arguments) => backfill::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
+        Command::Consistency(arguments) => consistency::run(&arguments).map(done),
         Command::Cots(arguments) => cots::run(&arguments).map(done),
         Command::DeadLetters(arguments) => dead_letters::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments).map(done),

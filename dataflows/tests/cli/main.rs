@@ -4,6 +4,7 @@
 mod backfill;
 mod check;
 mod cluster;
+mod consistency;
 mod cots;
 mod dead_letters;
 mod demo;

@@ -9,6 +9,8 @@
 //! **Maintained**: a change of the neighbours leaves the vector of a decoder as it is, and is encoded anew
 //! with it. With attention an item's change touches the pairs that have it among their neighbours.
 //!
+//! **Served**: an impression is answered with what stood for its pair before the epoch ([`served`]).
+//!
 //! **Memory**: for a pair its selections, shared, and its vector; the tokens of the demonstrations in the
 //! pool, computed once each; rows and part, about 700 B, of every item that a pair or a history of one had
 //! since it last changed. With attention also every item's state, shared, and 256 B a user and an item met
@@ -34,11 +36,13 @@ use ictflow_schemas::invariants;
 use ictflow_schemas::wire::Wire;
 use pooled::Pooled;
 use serde::{Deserialize, Serialize};
+use served::{ServedUpdate, Shown};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use uuid::Uuid;
 
 mod pooled;
+pub mod served;
 #[cfg(test)]
 mod tests;
 
@@ -49,10 +53,39 @@ pub enum Input {
     Pair(PairUpdate),
     /// A pair whose neighbours changed.
     Neighbours(NeighbourUpdate),
+    /// An impression of a pair.
+    Shown(Shown),
     /// An item's state, for the worker named; only for weights that read neighbours.
     Item(u64, (Id, Item)),
     /// The epoch's clock, for the worker named.
     Clock(u64, Clock),
+}
+
+/// What the operator gives.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Output {
+    /// A touched pair.
+    Update(FeatureUpdate),
+    /// What stood for an impression's pair before the epoch.
+    Served(ServedUpdate),
+}
+
+impl Output {
+    /// The touched pair.
+    pub fn update(self) -> Option<FeatureUpdate> {
+        match self {
+            Output::Update(update) => Some(update),
+            _ => None,
+        }
+    }
+
+    /// What stood for an impression.
+    pub fn served(self) -> Option<ServedUpdate> {
+        match self {
+            Output::Served(served) => Some(served),
+            _ => None,
+        }
+    }
 }
 
 /// What became of a touched pair, ready for the sink.
@@ -94,6 +127,8 @@ pub struct Features {
     sweep_at: usize,
     /// For weights that read neighbours.
     pooled: Option<Pooled>,
+    /// The versions that the pairs' features were published under.
+    standing: Arc<Actives>,
 }
 
 /// What is kept of an item's state.
@@ -131,11 +166,13 @@ impl Features {
             items: HashMap::new(),
             sweep_at: 1024,
             pooled,
+            standing: Arc::default(),
         }
     }
 
     /// Takes an epoch's changes.
-    pub fn step(&mut self, changes: Changes<Input>, out: &mut Changes<FeatureUpdate>) {
+    pub fn step(&mut self, changes: Changes<Input>, out: &mut Changes<Output>) {
+        let changes = self.answer(changes, out);
         let mut actives = None;
         let mut touched: BTreeSet<(Id, Id)> = BTreeSet::new();
         let mut items: BTreeSet<Id> = BTreeSet::new();
@@ -169,6 +206,8 @@ impl Features {
                     }
                 }
                 Input::Clock(_, clock) => actives = Some(clock.actives),
+                // Answered before.
+                Input::Shown(_) => {}
             }
         }
         let Some(actives) = actives else { return };
@@ -196,10 +235,25 @@ impl Features {
                 if !live && value.is_none() && pair.sources.is_none() {
                     self.pairs.remove(key);
                 }
-                out.push((FeatureUpdate { user, item, live, k, value }, 1));
+                out.push((Output::Update(FeatureUpdate { user, item, live, k, value }), 1));
             }
         }
+        self.standing = actives;
         self.sweep();
+    }
+
+    /// Answers the impressions by what stands before the epoch's changes, and gives the rest.
+    fn answer(&self, changes: Changes<Input>, out: &mut Changes<Output>) -> Changes<Input> {
+        let mut rest = Changes::with_capacity(changes.len());
+        for (input, diff) in changes {
+            match input {
+                Input::Shown(shown) => {
+                    out.extend(self.stood(shown).map(|served| (Output::Served(served), diff)));
+                }
+                other => rest.push((other, diff)),
+            }
+        }
+        rest
     }
 
     /// Computes the vectors of some pairs that lack theirs.
@@ -403,6 +457,8 @@ pub struct Inputs<'s> {
     pub pairs: VecCollection<'s, Epoch, PairUpdate, isize>,
     /// Pairs whose neighbours changed.
     pub neighbours: VecCollection<'s, Epoch, NeighbourUpdate, isize>,
+    /// Impressions.
+    pub shown: VecCollection<'s, Epoch, Shown, isize>,
     /// Items' states.
     pub items: VecCollection<'s, Epoch, (u64, (Id, Item)), isize>,
     /// The clock.
@@ -414,19 +470,21 @@ pub fn features<'s>(
     inputs: Inputs<'s>,
     weights: Arc<Weights>,
     semantics: &Semantics,
-) -> VecCollection<'s, Epoch, FeatureUpdate, isize> {
+) -> VecCollection<'s, Epoch, Output, isize> {
     let reads_items = weights.kind() == Kind::Attention;
     let mut state = Features::new(weights, semantics);
-    let Inputs { pairs, neighbours, items, clock } = inputs;
+    let Inputs { pairs, neighbours, shown, items, clock } = inputs;
     let mut input = pairs
         .map(Input::Pair)
         .concat(neighbours.map(Input::Neighbours))
+        .concat(shown.map(Input::Shown))
         .concat(clock.map(|(worker, clock)| Input::Clock(worker, clock)));
     if reads_items {
         input = input.concat(items.map(|(worker, item)| Input::Item(worker, item)));
     }
     let by = |input: &Input| match input {
         Input::Pair(PairUpdate { user, .. }) | Input::Neighbours(NeighbourUpdate { user, .. }) => route(user),
+        Input::Shown(shown) => route(&shown.identity.user),
         Input::Item(worker, _) | Input::Clock(worker, _) => *worker,
     };
     staged(input, "features", by, move |_, changes, out| state.step(changes, out))

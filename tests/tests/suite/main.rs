@@ -4,6 +4,7 @@
 mod backfill;
 mod bad_input;
 mod chaos;
+mod consistency;
 mod dead_letters;
 mod economy;
 mod endpoint;
