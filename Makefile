@@ -73,8 +73,7 @@ bench: toolchain models
 weights: build models
 	$(BINARY) train --data $(ICTFLOW_MODELS)/data/ml-100k --width 16 --user-rows 2048 --item-rows 2048 \
 		--creator-rows 16 --category-rows 64 --out target/weights $(WEIGHTS)
-	mkdir -p deploy/weights
-	cd target/weights && cp ranker.safetensors ict.safetensors card.md curves.csv curves.svg $(CURDIR)/deploy/weights
+	rm -rf deploy/weights && mkdir deploy/weights && cp target/weights/*.* deploy/weights
 
 build: toolchain
 	$(CARGO) build --release --locked -p ictflow-dataflows

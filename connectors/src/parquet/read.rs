@@ -376,6 +376,7 @@ fn assemble(at: &At<'_>, count: usize, read: Each<Read>) -> Result<Vec<Row>> {
             implicit: implicit[row],
             label_time: label_times[row],
             history: std::mem::take(&mut histories[row]),
+            served: None,
         };
         if example.label_time < example.event_time {
             let detail = format!("{} is before event_time {}", example.label_time, example.event_time);

@@ -40,6 +40,7 @@ fn row(n: i64) -> Row {
         implicit: n % 3 == 2,
         label_time: n + n % 5,
         history: (0..n % 21).map(entry).collect(),
+        served: None,
     };
     Row { example, item }
 }
@@ -109,6 +110,7 @@ fn a_file_of_pyarrow_is_read() {
                     event_time: *time,
                 })
                 .collect(),
+            served: None,
         };
     let film = Item {
         title: Some("Fïlm".to_owned()),
@@ -183,6 +185,7 @@ fn the_needed_columns_are_enough() {
         implicit: false,
         label_time: 1_700_000_000_000,
         history: Vec::new(),
+        served: None,
     };
     assert_eq!(rows, [Row { example, item: None }]);
 }

@@ -12,10 +12,10 @@ pub(super) fn text(prepared: &Prepared, options: &Options, trained: &Trained, fi
     let Options { backbone, arm, told, .. } = options;
     let mut text = format!("# Ranker {} with {}\n\n", backbone.name(), arm.name);
     let vector = match files.iter().any(|file| file.name == ICT) {
-        true => ", and the ICT weights that make the vector it reads",
+        true => ", with the ICT weights that make the vector it reads",
         false => "",
     };
-    line(&mut text, &format!("Made by ictflow {}{vector}.", env!("CARGO_PKG_VERSION")));
+    line(&mut text, &format!("A ranker{vector}, made by ictflow {}.", env!("CARGO_PKG_VERSION")));
     if let Some(date) = &told.date {
         line(&mut text, &format!("Date: {date}."));
     }
