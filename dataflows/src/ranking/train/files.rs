@@ -1,17 +1,18 @@
 //! The files of a trained ranker: what serves it, and what tells of it.
 
 use super::super::arms::{Arm, Vector};
-use super::super::dataset::Prepared;
+use super::super::dataset::{HISTORY, Prepared};
 use super::super::failed;
 use super::super::model::{Model, ModelError, settings};
-use super::super::neighbours::centre;
+use super::super::neighbours::{Selecting, centre};
 use super::{Options, Trained, card, curves, remove, write};
 use candle_core::{Device, Var};
 use ictflow_connectors::Result;
 use ictflow_operators::ict::training::{Architecture, HashedRows, Module};
 use ictflow_operators::ict::{Shape, Weights};
 use ictflow_operators::ranking::variables::{Variables, values};
-use ictflow_operators::ranking::weights::{self, Description};
+use ictflow_operators::ranking::weights::{self, Description, Serving, TextInput, VectorInput};
+use ictflow_schemas::feature::VectorKind;
 use ictflow_schemas::framing::hex;
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
@@ -43,13 +44,15 @@ pub(super) fn write_all(
     let out = &options.out;
     let defect = |error: &dyn std::fmt::Display| failed(format!("write weights to {}", out.display()), error);
     remove(&out.join("card.md"))?;
-    let ranker = ranker(prepared, options, (model, rows)).map_err(|e| defect(&e))?;
+    let ict = ict(prepared, options, (model, rows)).map_err(|e| defect(&e))?;
+    // As a job will read it, and what features will call it.
+    let served = ict.as_deref().map(Weights::from_safetensors).transpose().map_err(|e| defect(&e))?;
+    let serving = serving(prepared, options, served.as_ref().map(Weights::version));
+    let ranker = ranker(prepared, options, (model, rows), serving).map_err(|e| defect(&e))?;
     write(&out.join(RANKER), &ranker)?;
     let mut files = vec![File::of(RANKER, &ranker)];
-    match ict(prepared, options, (model, rows)).map_err(|e| defect(&e))? {
+    match ict {
         Some(bytes) => {
-            // As a job will read it.
-            Weights::from_safetensors(&bytes).map_err(|e| defect(&e))?;
             write(&out.join(ICT), &bytes)?;
             files.push(File::of(ICT, &bytes));
         }
@@ -71,6 +74,7 @@ fn ranker(
     prepared: &Prepared,
     options: &Options,
     (model, rows): (&Model, &HashedRows),
+    serving: Option<Serving>,
 ) -> std::result::Result<Vec<u8>, ModelError> {
     let is_own = |name: &str| {
         Module::is_table(name) || name.starts_with("backbone.") || name.starts_with("field_text.")
@@ -92,6 +96,7 @@ fn ranker(
         settings: settings(&options.arm, &options.sizes),
         rows: options.rows,
         notes: notes(prepared, options),
+        serving,
     };
     let bytes = weights::write(&served, &description)?;
     // What can't be read must not be written.
@@ -99,17 +104,38 @@ fn ranker(
     Ok(bytes)
 }
 
-/// What a reader of the ranker needs to know beside its settings.
+/// How a consumer of features makes the ranker's inputs; `None` for an arm that reads what no job publishes.
+fn serving(prepared: &Prepared, options: &Options, ict_weights: Option<&str>) -> Option<Serving> {
+    let Options { arm, sizes, .. } = options;
+    let vector = match (arm.vector, ict_weights) {
+        (None, _) => None,
+        (Some(Vector::Attention), Some(version)) => {
+            Some(VectorInput { kind: VectorKind::Attention, ict_weights: version.to_owned() })
+        }
+        (Some(_), _) => return None,
+    };
+    if arm.rate || (arm.neighbours() && arm.selecting != Selecting::Similar) {
+        return None;
+    }
+    let text = TextInput { encoder: prepared.encoder.clone(), width: prepared.text_width };
+    Some(Serving {
+        labels: arm.labels,
+        votes: arm.votes,
+        scalar_scale: sizes.scalar_scale,
+        history: HISTORY,
+        text: arm.text.then_some(text),
+        vector,
+    })
+}
+
+/// What training notes for people.
 fn notes(prepared: &Prepared, options: &Options) -> BTreeMap<String, String> {
     let notes = [
         ("arm", options.arm.name.to_owned()),
         ("data", prepared.digest.hex()),
         ("encoder", prepared.encoder.clone()),
-        ("ids", "hashed".to_owned()),
         ("protocol", prepared.protocol.name().to_owned()),
-        ("scalar_scale", options.sizes.scalar_scale.to_string()),
         ("seed", options.seed.to_string()),
-        ("text_width", prepared.text_width.to_string()),
         ("version", env!("CARGO_PKG_VERSION").to_owned()),
     ];
     notes.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
