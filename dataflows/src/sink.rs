@@ -30,7 +30,7 @@ use ictflow_schemas::example::{Example, ExampleRecord};
 use ictflow_schemas::feature::{Feature, feature_key};
 use ictflow_schemas::framing::unframe;
 use ictflow_schemas::topic::{HEADER_EPOCH, HEADER_PUBLISHED_AT, HEADER_SUBSTEP, NewRecord, Topic};
-use ictflow_schemas::wire::Wire;
+use ictflow_schemas::wire::{Wire, split_single_object, versions};
 use ictflow_schemas::{Id, Millis};
 use served::Kept;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -86,6 +86,8 @@ pub struct Sink {
     /// Live pairs without a feature: they wait for a vector.
     waiting: HashSet<Vec<u8>>,
     publishing: bool,
+    /// Whether an older program wrote any of what stood when the sink was opened.
+    old_schema: bool,
     /// What stood when the sink was opened, with the demonstrations used; taken once.
     used: Vec<Found>,
     /// Examples as a replay recomputes them, by key: those not final at the committed epoch.
@@ -134,12 +136,15 @@ impl Sink {
         // A store of points isn't asked again for what it answered before.
         let keep_used = semantics.search == Search::Stored;
         let mut used: HashMap<Vec<u8>, Found> = HashMap::new();
+        let newest = versions(Topic::Features).last().map(|version| version.fingerprint);
+        let mut old_schema = false;
         read_whole(topics, names.of(Topic::Features), |record| {
             let epoch = record.number(HEADER_EPOCH).unwrap_or_default();
             let Some(key) = record.key else { return };
             used.remove(&key);
             match record.value {
                 Some(value) => {
+                    old_schema |= split_single_object(&value).map(|(fingerprint, _)| fingerprint) != newest;
                     let feature = Feature::decode(&value).ok();
                     let k = feature.as_ref().map_or(0, |feature| feature.demonstrations.len());
                     standing.insert(key.clone(), Standing::new(&value, k, epoch));
@@ -183,6 +188,7 @@ impl Sink {
             published: HashMap::new(),
             waiting: HashSet::new(),
             publishing: false,
+            old_schema,
             used: used.into_values().collect(),
             rebuilt,
             served,
@@ -457,6 +463,11 @@ impl Sink {
     /// Impressions of which it is kept what stood for them: their examples may still change.
     pub fn served_kept(&self) -> usize {
         self.served.len()
+    }
+
+    /// Whether what stands has records of an older schema, which the first epoch that publishes writes anew.
+    pub fn outdated(&self) -> bool {
+        self.old_schema && !self.publishing
     }
 
     /// Whether features are published by now.

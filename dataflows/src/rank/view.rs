@@ -399,8 +399,8 @@ pub(super) mod tests {
         for (item, substep) in [("a", 1), ("b", 2), ("a", 3)] {
             view.take(&upsert("u", item, 1.0, (1, substep))).unwrap();
         }
-        let mut vectors = view.vectors();
-        let (one, other) = (vectors.next().unwrap(), vectors.next().unwrap());
+        let vectors: Vec<&Vector> = view.vectors().collect();
+        let [one, other] = vectors[..] else { panic!("two pairs") };
         assert!(Arc::ptr_eq(&one.history, &other.history) && Arc::ptr_eq(&one.lineage, &other.lineage));
         assert_eq!((one.published_at, one.event_time), (Some(5_000), Some(1_000)));
         let full = view.take(&upsert("u", "c", 1.0, (1, 4))).unwrap_err().to_string();

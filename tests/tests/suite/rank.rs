@@ -7,7 +7,6 @@ use candle_core::{Device, Tensor};
 use ictflow_connectors::clock;
 use ictflow_connectors::encoder::Embed;
 use ictflow_connectors::encoder::hashed::Hashed;
-use ictflow_connectors::topics::Topics;
 use ictflow_dataflows::epochs::read_whole;
 use ictflow_operators::ict::{TEXT_HIDDEN, Weights, count_scalar};
 use ictflow_operators::ranking::backbones::{Backbone, Inputs, Kind, Settings};

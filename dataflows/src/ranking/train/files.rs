@@ -12,7 +12,6 @@ use ictflow_operators::ict::training::{Architecture, HashedRows, Module};
 use ictflow_operators::ict::{Shape, Weights};
 use ictflow_operators::ranking::variables::{Variables, values};
 use ictflow_operators::ranking::weights::{self, Description, Serving, TextInput, VectorInput};
-use ictflow_schemas::feature::VectorKind;
 use ictflow_schemas::framing::hex;
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
@@ -45,9 +44,9 @@ pub(super) fn write_all(
     let defect = |error: &dyn std::fmt::Display| failed(format!("write weights to {}", out.display()), error);
     remove(&out.join("card.md"))?;
     let ict = ict(prepared, options, (model, rows)).map_err(|e| defect(&e))?;
-    // As a job will read it, and what features will call it.
+    // As a job will read it.
     let served = ict.as_deref().map(Weights::from_safetensors).transpose().map_err(|e| defect(&e))?;
-    let serving = serving(prepared, options, served.as_ref().map(Weights::version));
+    let serving = serving(prepared, options, served.as_ref());
     let ranker = ranker(prepared, options, (model, rows), serving).map_err(|e| defect(&e))?;
     write(&out.join(RANKER), &ranker)?;
     let mut files = vec![File::of(RANKER, &ranker)];
@@ -104,27 +103,22 @@ fn ranker(
     Ok(bytes)
 }
 
-/// How a consumer of features makes the ranker's inputs; `None` for an arm that reads what no job publishes.
-fn serving(prepared: &Prepared, options: &Options, ict_weights: Option<&str>) -> Option<Serving> {
+/// What a consumer of `features` makes the ranker's inputs of; `None` where an arm reads what no feature has: an
+/// item's rate alone, or neighbours selected in another way than a job does.
+fn serving(prepared: &Prepared, options: &Options, ict: Option<&Weights>) -> Option<Serving> {
     let Options { arm, sizes, .. } = options;
-    let vector = match (arm.vector, ict_weights) {
-        (None, _) => None,
-        (Some(Vector::Attention), Some(version)) => {
-            Some(VectorInput { kind: VectorKind::Attention, ict_weights: version.to_owned() })
-        }
-        (Some(_), _) => return None,
-    };
-    if arm.rate || (arm.neighbours() && arm.selecting != Selecting::Similar) {
+    if arm.rate || arm.selecting != Selecting::Similar {
         return None;
     }
-    let text = TextInput { encoder: prepared.encoder.clone(), width: prepared.text_width };
+    let vector =
+        |weights: &Weights| VectorInput { kind: weights.kind(), ict_weights: weights.version().to_owned() };
     Some(Serving {
         labels: arm.labels,
         votes: arm.votes,
         scalar_scale: sizes.scalar_scale,
         history: HISTORY,
-        text: arm.text.then_some(text),
-        vector,
+        text: arm.text.then(|| TextInput { encoder: prepared.encoder.clone(), width: prepared.text_width }),
+        vector: ict.map(vector),
     })
 }
 
