@@ -54,7 +54,7 @@ use ictflow_schemas::item::Item;
 /// A row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
-    /// The example.
+    /// The example. What was served with it isn't kept.
     pub example: ExampleRecord,
     /// What is known of its item; `None` where it has no record. `attributes` and `updated_at` aren't kept.
     pub item: Option<Item>,

@@ -131,18 +131,20 @@ impl Vocabularies {
         }
     }
 
-    /// The rows of whole hashed tables, as a reader of the files has them.
-    pub fn whole(data: &Dataset, rows: Rows) -> Self {
-        let of = |table: &str, ids: &[Id], rows: usize| {
-            let known = rows as u32 - 1;
-            Vocabulary { row: ids.iter().map(|id| hashed_row(table, id, known + 1)).collect(), known }
+    /// The rows of whole hashed tables, as a reader of the files has them: an id whose row nobody in training has
+    /// has row 0.
+    pub fn whole(data: &Dataset, rows: &HashedRows) -> Self {
+        let of = |ids: &[Id], table: &TableRows| {
+            let rows = table.hashed_rows() as u32;
+            let row = |id: &Id| if table.row_of(id) > 0 { hashed_row(table.name(), id, rows) } else { 0 };
+            Vocabulary { row: ids.iter().map(row).collect(), known: rows - 1 }
         };
         let catalog = data.catalog();
         Vocabularies {
-            user: of("user", data.users().ids(), rows.user),
-            item: of("item", data.items().ids(), rows.item),
-            creator: of("creator", catalog.creator_names().ids(), rows.creator),
-            category: of("category", catalog.category_names().ids(), rows.category),
+            user: of(data.users().ids(), &rows.user),
+            item: of(data.items().ids(), &rows.item),
+            creator: of(catalog.creator_names().ids(), &rows.creator),
+            category: of(catalog.category_names().ids(), &rows.category),
         }
     }
 

@@ -122,17 +122,14 @@ fn serving(prepared: &Prepared, options: &Options, ict: Option<&Weights>) -> Opt
     })
 }
 
-/// What a reader of the ranker needs to know beside its settings.
+/// What training notes for people.
 fn notes(prepared: &Prepared, options: &Options) -> BTreeMap<String, String> {
     let notes = [
         ("arm", options.arm.name.to_owned()),
         ("data", prepared.digest.hex()),
         ("encoder", prepared.encoder.clone()),
-        ("ids", "hashed".to_owned()),
         ("protocol", prepared.protocol.name().to_owned()),
-        ("scalar_scale", options.sizes.scalar_scale.to_string()),
         ("seed", options.seed.to_string()),
-        ("text_width", prepared.text_width.to_string()),
         ("version", env!("CARGO_PKG_VERSION").to_owned()),
     ];
     notes.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()

@@ -4,6 +4,7 @@ use super::super::dataset::Protocol;
 use super::super::neighbours::Selecting;
 use super::super::world;
 use super::*;
+use crate::rank::ranker::Ranker;
 use ictflow_operators::ict::Weights;
 use ictflow_operators::ranking::weights;
 use ictflow_schemas::framing::hashed_row;
@@ -75,9 +76,9 @@ impl Laid {
     }
 }
 
-fn hashed(prepared: &Prepared, options: &Options) -> Vocabularies {
+fn hashed(prepared: &Prepared, options: &Options) -> (Vocabularies, HashedRows) {
     let mut rows = HashedRows::new(&shape(prepared, options).unwrap());
-    Vocabularies::of(prepared).hashed(&prepared.data, &mut rows)
+    (Vocabularies::of(prepared).hashed(&prepared.data, &mut rows), rows)
 }
 
 #[test]
@@ -104,7 +105,7 @@ fn a_training_that_goes_on_ends_with_the_bytes_of_an_undisturbed_one() {
     assert_eq!(train(&prepared, &first).unwrap(), trained, "one that has ended trains nothing");
     assert!(files(whole.path()) == expected);
 
-    let laid = Laid::of(&prepared, &hashed(&prepared, &first));
+    let laid = Laid::of(&prepared, &hashed(&prepared, &first).0);
     let material = laid.material();
     let second = options(cut.path(), "attention+votes");
     let key = |options: &Options| {
@@ -160,11 +161,16 @@ fn what_is_served_scores_as_what_was_trained() {
     let described = weights::describe(ranker).unwrap();
     assert_eq!((described.backbone, described.rows), (options.backbone, options.rows));
     assert_eq!(described.notes["arm"], "attention+votes");
+    // A consumer of features reads it, and asks for the vectors of these ICT weights.
+    let read = Ranker::from_bytes(ranker).unwrap();
+    assert_eq!((read.kind(), read.vector_width()), (Kind::DeepFm, Some(8)));
+    let vector = read.serving.vector.as_ref().unwrap();
 
     let ict = Weights::from_safetensors(&files["ict.safetensors"]).unwrap();
     assert_eq!(ict.kind().name(), "attention");
     assert_eq!(ict.encoder(), Some(prepared.encoder.as_str()));
     assert!(!ict.version().starts_with("untrained"), "{}", ict.version());
+    assert_eq!(vector.ict_weights, ict.version());
     let shape = ict.shape();
     assert_eq!((shape.user_rows, shape.category_rows, shape.d), (64, 8, 8));
     assert!(ict.text_centre().iter().any(|x| *x != 0));
@@ -181,7 +187,7 @@ fn what_is_served_scores_as_what_was_trained() {
     plain.restart = true;
     let trained = train(&prepared, &plain).unwrap();
     assert!(!out.path().join("ict.safetensors").exists(), "what another arm left is gone");
-    let whole = Vocabularies::whole(&prepared.data, plain.rows);
+    let whole = Vocabularies::whole(&prepared.data, &hashed(&prepared, &plain).1);
     let laid = Laid::of(&prepared, &whole);
     let model = Model::new(plain.backbone, plain.arm, &plain.sizes, &laid.columns, 9).unwrap();
     weights::read(&std::fs::read(out.path().join("ranker.safetensors")).unwrap(), &model.variables).unwrap();
@@ -196,7 +202,7 @@ fn hashed_rows_are_those_of_serving_and_new_ids_may_share_them() {
     let mut options = options(Path::new("nowhere"), "ids");
     // So few rows that users share some.
     options.rows.user = 9;
-    let vocabularies = hashed(&prepared, &options);
+    let (vocabularies, _) = hashed(&prepared, &options);
     let ids = prepared.data.users().ids();
     let row = |number: usize| vocabularies.user.row(number as u32);
     for (a, first) in ids.iter().enumerate() {
