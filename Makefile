@@ -62,7 +62,7 @@ evaluate: build models
 evaluate-quick: build models
 	$(BINARY) cots $(ML) --users 200 --generator local --count 60 --judge 0
 	$(BINARY) evaluate $(ML) --users 200 --backbone deepfm,din --arms ids,strong,votes,attention,paper-llm,paper-shuffled \
-		--cots $(COT_LOG) --jobs 2 --out $(TABLES)-quick $(EVALUATE)
+		--cots $(COT_LOG) --batch 256 --epochs 10 --learning-rate 1e-3 --jobs 2 --out $(TABLES)-quick $(EVALUATE)
 
 # Figures for the README: all of them on a quiet machine. BENCH takes the program's options.
 bench: toolchain models
