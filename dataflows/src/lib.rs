@@ -33,6 +33,7 @@ pub mod requester;
 pub mod sink;
 pub mod sources;
 pub mod status;
+pub mod streamed;
 pub mod summary;
 pub mod tail;
 pub mod texts;

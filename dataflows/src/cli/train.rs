@@ -8,8 +8,10 @@ use crate::ranking::arms::{ARMS, Arm};
 use crate::ranking::dataset::Prepared;
 use crate::ranking::examples;
 use crate::ranking::train::{Figures, Options, Told, train};
+use crate::streamed::streamed;
 use clap::Args;
 use ictflow_connectors::atomic::Folder;
+use ictflow_connectors::encoder::Embed;
 use ictflow_connectors::{Error, Result};
 use ictflow_operators::ict::Shape;
 use ictflow_operators::ranking::backbones::Kind;
@@ -50,6 +52,11 @@ pub(super) struct Arguments {
     /// Throw away a checkpoint that is there, and begin anew.
     #[arg(long)]
     restart: bool,
+    /// Afterwards replay the data as a stream through a job with these weights, in OUT/stream, and predict the
+    /// test from what stands on its feature topic: beside what was measured offline. Of the test at most so many
+    /// samples, the first ones.
+    #[arg(long, value_name = "SAMPLES", num_args = 0..=1, default_missing_value = "4294967295")]
+    streamed: Option<usize>,
     /// A date for the card; without it the card has none.
     #[arg(long, value_name = "TEXT")]
     date: Option<String>,
@@ -130,6 +137,37 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let mut out = std::io::stdout().lock();
     let _ = out.write_all(lines.as_bytes()).and_then(|()| out.flush());
     eprintln!("weights, card and curves: {}", options.out.display());
+    match arguments.streamed {
+        Some(most) => replay(&prepared, arguments.reading.encoder()?, &options.out, most),
+        None => Ok(()),
+    }
+}
+
+/// Replays the data as a stream and prints what the ranker reached from the topic.
+fn replay(prepared: &Prepared, encoder: Box<dyn Embed>, out: &Path, most: usize) -> Result<()> {
+    let state = out.join("stream");
+    if state.exists() {
+        std::fs::remove_dir_all(&state).map_err(|error| {
+            Error::fatal(format!("empty {}", state.display()), error, "name another folder by --out")
+        })?;
+    }
+    let report = streamed(prepared, encoder, out, &state, most)?;
+    let mut lines = format!("{} samples predicted from the topic", report.predicted);
+    if report.without_vector > 0 {
+        lines += &format!(", {} had no vector", report.without_vector);
+    }
+    lines.push('\n');
+    let figure = |figure: Option<f64>| figure.map_or("-".to_owned(), |figure| format!("{figure:.4}"));
+    for row in &report.rows {
+        let name = match row.name.as_str() {
+            "with" => "with vector and votes",
+            _ => "the same without them",
+        };
+        let [auc, gauc, log_loss] = [row.auc, row.gauc, row.log_loss].map(figure);
+        lines += &format!("{name}: AUC {auc}, GAUC {gauc}, LogLoss {log_loss}\n");
+    }
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(lines.as_bytes()).and_then(|()| out.flush());
     Ok(())
 }
 

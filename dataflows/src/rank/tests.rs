@@ -16,7 +16,7 @@ use crate::ranking::arms::Arm;
 use crate::ranking::dataset::{Part, Prepared, Protocol};
 use crate::ranking::model::{Model, Sizes, settings};
 use crate::ranking::neighbours::{Neighbours, vote_scalars};
-use crate::ranking::tensors::{Columns, NeighbourColumns, Vocabularies};
+use crate::ranking::tensors::{Columns, NeighbourColumns, Retrieved, Vocabularies};
 use crate::ranking::world;
 use candle_core::{Device, Var};
 use ictflow_connectors::local::Local;
@@ -249,7 +249,9 @@ fn served_inputs_give_the_logits_of_training() {
         let model = Model::new(kind, arm, &sizes, &columns, 9).unwrap();
         let ranker = Ranker::from_bytes(&hashed(&model, kind, &sizes, &prepared, &known)).unwrap();
         let samples: Vec<u32> = range.clone().map(|place| place as u32).collect();
-        let batch = columns.batch(&samples, model.arm(), Some(&neighbours)).unwrap();
+        let batch = columns
+            .batch(&samples, model.arm(), Retrieved { neighbours: Some(&neighbours), demonstrations: None })
+            .unwrap();
         let trained = values(&model.logits(&batch, &mut Phase::Serving).unwrap()).unwrap();
         let served = ranker.logits(&candidates, &catalog, Reads::ALL).unwrap();
         assert!(trained.len() > 100 && trained.len() == served.len());

@@ -239,6 +239,7 @@ mod tests {
             implicit: label == 0 && label_time > event_time + 5,
             label_time,
             history: history.iter().map(entry).collect(),
+            served: None,
         };
         let title = Some(format!("title of {item}"));
         Row { example, item: (item != "gone").then(|| Item { title, ..Item::default() }) }

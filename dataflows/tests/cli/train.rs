@@ -38,7 +38,7 @@ fn folder(inter: &str) -> TempDir {
 }
 
 /// A small training. Many epochs and no patience, so that a kill finds it at work.
-const SMALL: [&str; 24] = [
+const SMALL: [&str; 23] = [
     "train",
     "--data",
     "d",
