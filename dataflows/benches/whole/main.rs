@@ -64,7 +64,7 @@ pub struct Arguments {
 
 type Section = (&'static str, fn(&Arguments, &mut Report) -> Fallible<()>);
 
-const SECTIONS: [Section; 12] = [
+const SECTIONS: [Section; 13] = [
     ("throughput", throughput::measure),
     ("latency", latency::measure),
     ("retrieval", retrieval::measure),

@@ -319,7 +319,7 @@ mod tests {
             item: item.into(),
             verdict: Verdict::Positive,
             label_time: time,
-            history: vec![],
+            history: [].into(),
         };
         let asked = example("u", "i", "asked", 1_000);
         let vector: HashMap<Id, Quantised> =
