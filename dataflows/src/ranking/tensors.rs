@@ -353,7 +353,8 @@ impl Columns {
             scalars.push(self.own_labels.index_select(&at, 0)?);
         }
         if arm.rate {
-            scalars.push(neighbours()?.votes.narrow(1, 0, RATE_SCALARS)?.index_select(&at, 0)?);
+            // Rows first: a narrowed tensor isn't contiguous, and none else can be picked from.
+            scalars.push(neighbours()?.votes.index_select(&at, 0)?.narrow(1, 0, RATE_SCALARS)?.contiguous()?);
         }
         if arm.votes {
             scalars.push(neighbours()?.votes.index_select(&at, 0)?);
