@@ -34,3 +34,4 @@ pub mod summary;
 pub mod tail;
 pub mod texts;
 pub mod verify;
+pub mod weights;

@@ -6,10 +6,11 @@
 
 use crate::job::{Job, MAX_UNJOURNALED, Step};
 use crate::points::Figures;
+use crate::weights;
 use ictflow_connectors::llm::health::{Health, Outcome};
 use ictflow_connectors::telemetry::server::Server;
 use ictflow_connectors::telemetry::status::{
-    Cot, Failures, Phase, PointsStatus, Queue, Service, SourceStatus, Stalled, Status, Totals,
+    Cot, Failures, Models, Phase, PointsStatus, Queue, Service, SourceStatus, Stalled, Status, Totals,
 };
 use ictflow_connectors::telemetry::{Config, Telemetry};
 use ictflow_connectors::{Error, Result, clock};
@@ -113,6 +114,11 @@ impl Observer {
         self.before = self.status.clone();
         self.begun = Instant::now();
         self.telemetry.publish(self.status.clone());
+    }
+
+    /// Takes what the watcher of the directory of weights did.
+    pub fn models(&mut self, figures: weights::Figures) {
+        self.status.models = Models { switched: figures.switched, refused: figures.refused };
     }
 
     /// Looks at a job whose start is over.

@@ -99,6 +99,8 @@ pub struct Metrics {
     recall: GaugeVec,
     upsert_duration: Histogram,
     lookup_duration: Histogram,
+    models_switched: IntCounter,
+    models_refused: IntCounter,
     errors: IntCounterVec,
     retries: IntCounterVec,
 }
@@ -217,6 +219,8 @@ impl Metrics {
             recall: fractions(r, names::RECALL, &[]),
             upsert_duration: histogram(r, names::UPSERT_DURATION, &DURATIONS),
             lookup_duration: histogram(r, names::LOOKUP_DURATION, &DURATIONS),
+            models_switched: counter(r, names::MODELS_SWITCHED),
+            models_refused: counter(r, names::MODELS_REFUSED),
             errors: counters(r, names::ERRORS, &["component", "stage", "error_type"]),
             retries: counters(r, names::RETRIES, &["component"]),
             registry: r.clone(),
@@ -292,6 +296,8 @@ impl Metrics {
                 set(&self.limit.with_label_values(&[queue.queue]), limit);
             }
         }
+        raise(&self.models_switched, status.models.switched);
+        raise(&self.models_refused, status.models.refused);
         self.take_cots(status);
         if let Some(service) = &status.service {
             for (outcome, count) in &service.requests {

@@ -149,6 +149,15 @@ pub const ERRORS: Named =
 /// Retries.
 pub const RETRIES: Named = ("ictflow_retries_total", "What was tried again, by component.");
 
+/// Switches of the weights.
+pub const MODELS_SWITCHED: Named =
+    ("ictflow_models_switched_total", "Switches to other ICT weights while the job ran.");
+/// Refused weights.
+pub const MODELS_REFUSED: Named = (
+    "ictflow_models_refused_total",
+    "ICT weights that were named and couldn't be loaded or don't fit: those from before went on serving.",
+);
+
 // What an LLM endpoint and a store of points measure, once they are there.
 
 /// An open breaker.
@@ -185,7 +194,9 @@ pub const LOOKUP_DURATION: Named =
     ("ictflow_lookup_duration_seconds", "Time that the lookups of an epoch in the vector store took.");
 
 /// Every metric above, to be checked at once. `process_*` come from the registry's own collector.
-pub const ALL: [Named; 50] = [
+pub const ALL: [Named; 52] = [
+    MODELS_SWITCHED,
+    MODELS_REFUSED,
     BUILD_INFO,
     READY,
     STALLED,

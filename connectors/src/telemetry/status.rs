@@ -85,8 +85,19 @@ pub struct Status {
     pub service: Option<Service>,
     /// The store of points, where there is one.
     pub points: Option<PointsStatus>,
+    /// Switches of the ICT weights.
+    pub models: Models,
     /// Failures that didn't end the job.
     pub errors: Vec<Failures>,
+}
+
+/// What became of ICT weights that were named while the process ran.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Models {
+    /// Switches to other weights.
+    pub switched: u64,
+    /// What was refused: those from before went on serving.
+    pub refused: u64,
 }
 
 /// A job between a failure that may pass and its new start. Words of the program only.

@@ -137,7 +137,10 @@ pub(super) fn weights(subject: &mut Subject) -> Vec<Finding> {
             subject.vector = Some(weights.shape().d);
             Vec::new()
         }
-        Err(error) => vec![Finding::of("ict.weights", error)],
+        Err(error) => {
+            let directory = subject.config.directory().is_some();
+            vec![Finding::of(if directory { "ict.directory" } else { "ict.weights" }, error)]
+        }
     }
 }
 

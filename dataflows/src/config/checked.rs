@@ -8,6 +8,7 @@ use crate::dead_letters::ratio::Ratio;
 use crate::job::{Options, Parts};
 use crate::models::Models;
 use crate::names::Names;
+use crate::weights::{self, Directory, Watcher};
 use ictflow_connectors::encoder::Embed;
 use ictflow_connectors::encoder::hashed::Hashed;
 use ictflow_connectors::encoder::minilm::MiniLm;
@@ -22,7 +23,7 @@ use ictflow_connectors::registry::{self, Registered};
 use ictflow_connectors::snapshots::Snapshots;
 use ictflow_connectors::topics::Topics;
 use ictflow_connectors::{Error, Result};
-use ictflow_operators::ict::{Shape, Weights, untrained};
+use ictflow_operators::ict::{Shape, Versions, Weights, untrained};
 use ictflow_schemas::config::{Search, Semantics};
 use ictflow_schemas::topic::Topic;
 use ictflow_schemas::wire::Format;
@@ -259,6 +260,10 @@ impl Config {
             raw.semantics.search == Search::Exact || raw.qdrant.is_some(),
             "semantics.search is stored and the section [qdrant] is missing",
         );
+        require(
+            raw.ict.weights.is_none() || raw.ict.directory.is_none(),
+            "ict.weights and ict.directory are both given: the file active of the directory names the weights",
+        );
         require(raw.generator.drain_ms <= 600_000, "generator.drain_ms must be at most 600000");
         let service = raw.generator.kind == GeneratorKind::Openai;
         require(
@@ -483,7 +488,7 @@ impl Config {
     pub fn models(&self) -> Result<Models> {
         self.make_state()?;
         let encoder = self.encoder()?;
-        let weights = self.weights(encoder.width(), true)?;
+        let weights = self.versions(encoder.width(), true)?;
         let (generators, validator) = self.generators()?;
         Ok(Models::new(encoder, generators, validator, weights))
     }
@@ -536,7 +541,8 @@ impl Config {
         generators::open(&self.raw.generator, false, (None, 1))
     }
 
-    /// The weights of the file, or untrained ones, which are written to the state folder if `keep`.
+    /// The weights of the file, those that the directory names, or untrained ones, which are written to the state
+    /// folder if `keep`.
     pub(crate) fn weights(&self, width: usize, keep: bool) -> Result<Arc<Weights>> {
         let weights = self.weights_of(width, keep)?;
         if weights.shape().text != width {
@@ -549,45 +555,42 @@ impl Config {
         Ok(weights)
     }
 
+    /// The same with what finds others of the directory by their version.
+    pub(crate) fn versions(&self, width: usize, keep: bool) -> Result<Versions> {
+        Ok(self.among(self.weights(width, keep)?))
+    }
+
+    fn among(&self, serving: Arc<Weights>) -> Versions {
+        Versions::new(serving, self.directory().map(|directory| directory.finder()))
+    }
+
+    /// The directory of weights, where there is one.
+    pub(crate) fn directory(&self) -> Option<Directory> {
+        self.raw.ict.directory.clone().map(Directory::new)
+    }
+
+    /// What watches the directory of weights.
+    pub(crate) fn watcher(&self) -> Option<Watcher> {
+        self.directory().map(Watcher::new)
+    }
+
     /// The weights of the file whatever their width, or untrained ones of this width.
     fn weights_of(&self, width: usize, keep: bool) -> Result<Arc<Weights>> {
-        let (path, bytes) = match &self.raw.ict.weights {
-            Some(path) => {
-                let bytes = std::fs::read(path).map_err(|e| {
-                    Error::fatal(
-                        format!("read {}", path.display()),
-                        e,
-                        "set [ict] weights to a safetensors file",
-                    )
-                })?;
-                (path.clone(), bytes)
-            }
-            None => {
-                let path = self.state.join("untrained.safetensors");
-                let bytes =
-                    untrained(UNTRAINED_SEED, Shape { text: width, ..Shape::default() }).map_err(|e| {
-                        Error::fatal("make untrained weights", e, "the encoder's width is out of range")
-                    })?;
-                if keep {
-                    std::fs::write(&path, &bytes).map_err(|e| {
-                        Error::fatal(
-                            format!("write {}", path.display()),
-                            e,
-                            "the state folder must be writable",
-                        )
-                    })?;
-                }
-                (path, bytes)
-            }
-        };
-        let weights = Weights::from_safetensors(&bytes).map_err(|e| {
-            Error::fatal(
-                format!("load {}", path.display()),
-                e,
-                "schemas/weights.md says what the file must hold",
-            )
-        })?;
-        Ok(Arc::new(weights))
+        if let Some(directory) = self.directory() {
+            return directory.active();
+        }
+        if let Some(path) = &self.raw.ict.weights {
+            return weights::load(path);
+        }
+        let path = self.state.join("untrained.safetensors");
+        let bytes = untrained(UNTRAINED_SEED, Shape { text: width, ..Shape::default() })
+            .map_err(|e| Error::fatal("make untrained weights", e, "the encoder's width is out of range"))?;
+        if keep {
+            std::fs::write(&path, &bytes).map_err(|e| {
+                Error::fatal(format!("write {}", path.display()), e, "the state folder must be writable")
+            })?;
+        }
+        weights::of_bytes(&path, &bytes)
     }
 
     /// Hosts workers of the job as this process of `[cluster]`, until the coordinator ends. Reads the
@@ -596,12 +599,12 @@ impl Config {
     /// # Errors
     /// Those of [`cluster::host`], or `Fatal` where the weights can't be loaded.
     pub fn host(&self, process: usize) -> Result<()> {
-        let width = match &self.raw.ict.weights {
+        let width = match self.raw.ict.weights.is_some() || self.raw.ict.directory.is_some() {
             // The coordinator looks whether they fit the encoder.
-            Some(_) => Shape::default().text,
-            None => self.encoder()?.width(),
+            true => Shape::default().text,
+            false => self.encoder()?.width(),
         };
-        let weights = self.weights_of(width, false)?;
+        let weights = self.among(self.weights_of(width, false)?);
         let (job, workers) = (&self.options.job, self.options.workers);
         cluster::host(&self.raw.cluster, process, job, workers, self.semantics.clone(), weights, true)
     }

@@ -85,12 +85,15 @@ impl Job {
         self.last = Some(record.clone());
         self.look_caught_up();
         self.publish |= self.caught_up;
-        // An epoch that a predecessor recorded under other versions publishes nothing: its vectors would
-        // be made with today's weights under yesterday's name. The next epoch publishes all.
-        let publish = self.publish && record.actives == *self.actives;
+        // An epoch that a predecessor recorded under versions that aren't there any more publishes nothing: its
+        // vectors would be made with today's weights under yesterday's name. The next epoch publishes all.
+        let weights = self.weights_of(&record);
+        let publish = self.publish && weights.is_some();
         let activity = Activity::of(&harvest.input, record.clock);
         let strays = self.answers_of_erased(&harvest.input);
         let output = self.run(&record, std::mem::take(&mut harvest.input), publish);
+        // The workers hold them by now.
+        drop(weights);
         if let Some(points) = &mut self.points {
             points.begin();
         }

@@ -133,7 +133,7 @@ impl Job {
             prompt_version: generator.prompt_version().to_owned(),
             parameters: generator.parameters().to_owned(),
             encoder: encoder.id().to_owned(),
-            ict_weights: weights.version().to_owned(),
+            ict_weights: weights.serving().version().to_owned(),
         });
         check_fit(&records, &config, &actives)?;
         let by_hand = options.by_hand;
@@ -202,7 +202,7 @@ impl Job {
         let engine = if by_hand {
             Engine::here(&semantics, &weights)
         } else {
-            Engine::start_in(&options.cluster, options.workers, semantics.clone(), weights)?
+            Engine::start_in(&options.cluster, options.workers, semantics.clone(), weights.clone())?
         };
         let mut job = Job {
             topics,
@@ -211,6 +211,7 @@ impl Job {
             sources,
             judge,
             texts: Texts::default(),
+            versions: weights,
             engine,
             requester,
             points,

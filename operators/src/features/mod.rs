@@ -7,7 +7,9 @@
 //! [`crate::neighbours`] give; bits don't depend on batch or worker count.
 //!
 //! **Maintained**: a change of the neighbours leaves the vector of a decoder as it is, and is encoded anew
-//! with it. With attention an item's change touches the pairs that have it among their neighbours.
+//! with it. With attention an item's change touches the pairs that have it among their neighbours. Where the
+//! clock names other versions than before, every pair with a feature is touched; other weights drop all that was
+//! made with the ones before.
 //!
 //! **Memory**: for a pair its selections, shared, and its vector; the tokens of the demonstrations in the
 //! pool, computed once each; rows and part, about 700 B, of every item that a pair or a history of one had
@@ -15,7 +17,9 @@
 //! as a neighbour.
 
 use crate::clock::Clock;
-use crate::ict::{DemonstrationTokens, ItemPart, ItemRows, Kind, Prefix, Sample, UserPart, Weights};
+use crate::ict::{
+    DemonstrationTokens, ItemPart, ItemRows, Kind, Prefix, Sample, UserPart, Versions, Weights,
+};
 use crate::neighbours::NeighbourUpdate;
 use crate::retrieval::neighbours::{Neighbour, Sources};
 use crate::retrieval::{PairUpdate, Retrieved, UserView};
@@ -82,7 +86,11 @@ struct Pair {
 
 /// The state of the operator.
 pub struct Features {
+    versions: Versions,
+    /// Those of the versions in force; before anything was published, those that will serve.
     weights: Arc<Weights>,
+    /// The versions in force, once anything was published.
+    actives: Option<Arc<Actives>>,
     /// K, and M of each source.
     k: usize,
     neighbours: usize,
@@ -120,10 +128,14 @@ struct Shared {
 
 impl Features {
     /// An empty state.
-    pub fn new(weights: Arc<Weights>, semantics: &Semantics) -> Self {
+    pub fn new(versions: impl Into<Versions>, semantics: &Semantics) -> Self {
+        let versions = versions.into();
+        let weights = versions.serving();
         let pooled = (weights.kind() == Kind::Attention).then(|| Pooled::new(weights.clone()));
         Features {
+            versions,
             weights,
+            actives: None,
             k: semantics.demonstrations,
             neighbours: semantics.neighbours.selected,
             pairs: BTreeMap::new(),
@@ -136,7 +148,7 @@ impl Features {
 
     /// Takes an epoch's changes.
     pub fn step(&mut self, changes: Changes<Input>, out: &mut Changes<FeatureUpdate>) {
-        let mut actives = None;
+        let mut clock = None;
         let mut touched: BTreeSet<(Id, Id)> = BTreeSet::new();
         let mut items: BTreeSet<Id> = BTreeSet::new();
         for (input, diff) in changes {
@@ -168,10 +180,15 @@ impl Features {
                         items.insert(id);
                     }
                 }
-                Input::Clock(_, clock) => actives = Some(clock.actives),
+                Input::Clock(_, now) => clock = Some(now),
             }
         }
-        let Some(actives) = actives else { return };
+        let Some(Clock { publish, actives, .. }) = clock else { return };
+        if publish && self.actives.as_ref() != Some(&actives) {
+            self.follow(actives.clone());
+            let standing = self.pairs.iter().filter(|(_, pair)| pair.retrieved.is_some());
+            touched.extend(standing.map(|(key, _)| key.clone()));
+        }
         for key in self.pooled.as_ref().map(|pooled| pooled.changed(&items)).unwrap_or_default() {
             if let Some(pair) = self.pairs.get_mut(&key).filter(|pair| pair.retrieved.is_some()) {
                 pair.ict = None;
@@ -200,6 +217,22 @@ impl Features {
             }
         }
         self.sweep();
+    }
+
+    /// Takes other versions; with other weights nothing that was made stands.
+    fn follow(&mut self, actives: Arc<Actives>) {
+        if self.weights.version() != actives.ict_weights {
+            self.weights = self.versions.in_force(&actives.ict_weights);
+            self.tokens.clear();
+            self.items.clear();
+            if let Some(pooled) = &mut self.pooled {
+                pooled.follow(self.weights.clone());
+            }
+            for pair in self.pairs.values_mut() {
+                pair.ict = None;
+            }
+        }
+        self.actives = Some(actives);
     }
 
     /// Computes the vectors of some pairs that lack theirs.
@@ -412,11 +445,11 @@ pub struct Inputs<'s> {
 /// The operator `features`.
 pub fn features<'s>(
     inputs: Inputs<'s>,
-    weights: Arc<Weights>,
+    versions: Versions,
     semantics: &Semantics,
 ) -> VecCollection<'s, Epoch, FeatureUpdate, isize> {
-    let reads_items = weights.kind() == Kind::Attention;
-    let mut state = Features::new(weights, semantics);
+    let reads_items = versions.kind() == Kind::Attention;
+    let mut state = Features::new(versions, semantics);
     let Inputs { pairs, neighbours, items, clock } = inputs;
     let mut input = pairs
         .map(Input::Pair)

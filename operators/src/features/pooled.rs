@@ -41,6 +41,13 @@ impl Pooled {
         }
     }
 
+    /// Takes other weights: what was made with those before is dropped.
+    pub fn follow(&mut self, weights: Arc<Weights>) {
+        self.weights = weights;
+        self.users.clear();
+        self.parts.clear();
+    }
+
     /// Takes a change of an item's state.
     pub fn item(&mut self, id: &Id, item: Item, diff: isize) {
         set(&mut self.items, id.clone(), item, diff);

@@ -18,7 +18,9 @@ fn item(n: usize, creator: &str) -> Item {
 }
 
 fn step(features: &mut Features, inputs: Vec<(Input, isize)>) -> Vec<FeatureUpdate> {
-    let clock = Clock { maxima: [].into(), now: 0, publish: true, actives: Arc::default() };
+    let ict_weights = features.versions.serving().version().to_owned();
+    let actives = Arc::new(Actives { ict_weights, ..Actives::default() });
+    let clock = Clock { maxima: [].into(), now: 0, publish: true, actives };
     let mut changes: Changes<Input> = inputs;
     changes.push((Input::Clock(0, clock), 1));
     let mut out = Changes::new();
@@ -169,4 +171,69 @@ fn a_vector_of_attention_follows_its_neighbours_and_their_items() {
     all(&mut inputs);
     let anew = decoded(step(&mut anew, inputs));
     assert_eq!([&first[0], &touched[0]], [&anew[0], &anew[1]]);
+}
+
+/// Another version of the same kind and widths, with tables of other sizes.
+fn other_weights(kind: Kind) -> Arc<Weights> {
+    let shape =
+        Shape { user_rows: 32, item_rows: 96, creator_rows: 16, category_rows: 8, ..Shape::default() };
+    Arc::new(Weights::from_safetensors(&untrained_of(kind, 8, shape).expect("a shape")).expect("weights"))
+}
+
+#[test]
+fn a_switch_of_weights_makes_every_feature_anew_and_keeps_nothing_of_the_old_ones() {
+    for kind in [Kind::Decoder, Kind::Attention] {
+        let inputs = || -> Vec<(Input, isize)> {
+            let mut inputs = Vec::new();
+            if kind == Kind::Attention {
+                inputs.extend((0..6).map(|n| (Input::Item(0, (format!("i{n}").into(), item(n, "a"))), 1)));
+            }
+            for n in [1, 2] {
+                inputs.extend([(Input::Pair(pair(n)), 1), (Input::Neighbours(neighbours(n, &[n + 2])), 1)]);
+            }
+            // One that waits for a vector has nothing to be made anew.
+            inputs.push((Input::Pair(PairUpdate { retrieved: None, ..pair(5) }), 1));
+            inputs
+        };
+        let (first, second) = (weights(kind), other_weights(kind));
+        let mut switched = Features::new(first.clone(), &Semantics::default());
+        let before = step(&mut switched, inputs());
+        assert_eq!(step(&mut switched, vec![]), [], "without a switch nothing is touched");
+        switched.versions.serve(second.clone()).expect("it fits");
+        let after = step(&mut switched, vec![]);
+        // A pair that comes later reads the items that were kept.
+        let later = step(&mut switched, vec![(Input::Pair(pair(3)), 1)]);
+        let mut fresh = Features::new(second, &Semantics::default());
+        let made: Vec<FeatureUpdate> =
+            step(&mut fresh, inputs()).into_iter().filter(|update| update.value.is_some()).collect();
+        assert_eq!(after, made, "{kind}");
+        assert_eq!(later, step(&mut fresh, vec![(Input::Pair(pair(3)), 1)]), "{kind}");
+        for (old, new) in decoded(before.into_iter().filter(|u| u.value.is_some()).collect())
+            .into_iter()
+            .zip(decoded(after))
+        {
+            assert_ne!((&old.ict, &old.ict_weights), (&new.ict, &new.ict_weights));
+        }
+        // And back: the same bytes as at first.
+        switched.versions.serve(first.clone()).expect("it fits");
+        let back = step(&mut switched, vec![]);
+        let mut anew = Features::new(first, &Semantics::default());
+        step(&mut anew, inputs());
+        let mut expected = step(&mut anew, vec![(Input::Pair(pair(3)), 1)]);
+        expected.extend(step(&mut Features::new(weights(kind), &Semantics::default()), inputs()));
+        expected.retain(|update| update.value.is_some());
+        expected.sort();
+        assert_eq!(back, expected, "{kind}");
+    }
+}
+
+#[test]
+fn epochs_that_do_not_publish_ask_for_no_weights() {
+    let mut features = Features::new(weights(Kind::Decoder), &Semantics::default());
+    let actives = Arc::new(Actives { ict_weights: "gone".into(), ..Actives::default() });
+    let clock = Clock { maxima: [].into(), now: 0, publish: false, actives };
+    let mut out = Changes::new();
+    features.step(vec![(Input::Clock(0, clock), 1)], &mut out);
+    assert_eq!(out, []);
+    assert_eq!(step(&mut features, vec![(Input::Pair(pair(1)), 1)]).len(), 1);
 }
