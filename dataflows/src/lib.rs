@@ -27,6 +27,7 @@ pub mod queue;
 pub mod ranking;
 pub mod recompute;
 pub mod requester;
+pub mod shadow;
 pub mod sink;
 pub mod sources;
 pub mod status;

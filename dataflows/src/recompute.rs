@@ -168,6 +168,7 @@ fn clock_of(maxima: &[Millis], until: &EpochRecord, last: bool) -> Clock {
         now: if last { until.clock } else { maxima.iter().copied().max().unwrap_or(NO_TIME) },
         publish: last,
         actives: Arc::new(until.actives.clone()),
+        shadow: None,
     }
 }
 

@@ -10,7 +10,7 @@ use crate::weights;
 use ictflow_connectors::llm::health::{Health, Outcome};
 use ictflow_connectors::telemetry::server::Server;
 use ictflow_connectors::telemetry::status::{
-    Cot, Failures, Models, Phase, PointsStatus, Queue, Service, SourceStatus, Stalled, Status, Totals,
+    Cot, Failures, Models, Phase, PointsStatus, Queue, Service, Shadow, SourceStatus, Stalled, Status, Totals,
 };
 use ictflow_connectors::telemetry::{Config, Telemetry};
 use ictflow_connectors::{Error, Result, clock};
@@ -118,7 +118,8 @@ impl Observer {
 
     /// Takes what the watcher of the directory of weights did.
     pub fn models(&mut self, figures: weights::Figures) {
-        self.status.models = Models { switched: figures.switched, refused: figures.refused };
+        self.status.models =
+            Models { switched: figures.switched, refused: figures.refused, ..self.status.models };
     }
 
     /// Looks at a job whose start is over.
@@ -224,6 +225,11 @@ impl Observer {
         status.caught_up = job.caught_up();
         status.publishing = job.sink().publishing();
         status.versions = versions(job);
+        status.models.shadow = job.sink().agreement().map(|agreement| Shadow {
+            pairs: agreement.pairs,
+            mean: agreement.mean,
+            least: agreement.least,
+        });
         status.sources = sources(job, &self.ends);
         status.queues = queues(job);
         status.live = live(job);

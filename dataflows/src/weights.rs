@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! DIR/active            one line, the name of a file beside it: that one serves
+//! DIR/shadow            the same, optional: vectors of that one are published beside, on a topic of their own
 //! DIR/NAME.safetensors  weights; every one of them is known by its version, the SHA-256 of its bytes
 //! ```
 //! A deployer copies the file of a version first, to every process of the job, and names it then: by writing
@@ -27,6 +28,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 /// The file that names the weights that serve.
 pub const ACTIVE: &str = "active";
+
+/// The file that names the weights beside them.
+pub const SHADOW: &str = "shadow";
 
 /// How a file of weights ends.
 const EXTENSION: &str = ".safetensors";
@@ -71,14 +75,25 @@ impl Directory {
     /// # Errors
     /// `Fatal` where it names none, or where they can't be loaded.
     pub fn active(&self) -> Result<Arc<Weights>> {
-        load(&self.0.join(self.named()?))
+        load(&self.0.join(self.named(ACTIVE)?))
     }
 
-    /// What the pointer names.
-    fn named(&self) -> Result<String> {
-        const HINT: &str = "it holds one line, the name of a .safetensors file beside it; write it as active.new \
-                            and rename it";
-        let pointer = self.0.join(ACTIVE);
+    /// The weights beside them, `None` where the directory names none.
+    ///
+    /// # Errors
+    /// As [`Directory::active`].
+    pub fn shadow(&self) -> Result<Option<Arc<Weights>>> {
+        match self.0.join(SHADOW).exists() {
+            true => load(&self.0.join(self.named(SHADOW)?)).map(Some),
+            false => Ok(None),
+        }
+    }
+
+    /// What a pointer names.
+    fn named(&self, pointer: &str) -> Result<String> {
+        const HINT: &str = "it holds one line, the name of a .safetensors file beside it; write it under another \
+                            name first and rename it";
+        let pointer = self.0.join(pointer);
         let refused = |problem: String| Error::fatal(format!("read {}", pointer.display()), problem, HINT);
         let text = std::fs::read_to_string(&pointer).map_err(|e| refused(e.to_string()))?;
         let name = text.trim();
@@ -132,7 +147,7 @@ pub struct Figures {
     pub refused: u64,
 }
 
-/// What was looked at: the pointer's text and the state of the file that it names. A change of either asks for
+/// What was looked at: a pointer's text and the state of the file that it names. A change of either asks for
 /// another look; neither decides what serves.
 type Mark = (String, Option<(u64, Option<SystemTime>)>);
 
@@ -141,7 +156,8 @@ pub struct Watcher {
     directory: Directory,
     every: Duration,
     looked: Option<Instant>,
-    mark: Option<Mark>,
+    /// By pointer: active, shadow.
+    marks: [Option<Mark>; 2],
     /// What it did.
     pub figures: Figures,
 }
@@ -149,7 +165,7 @@ pub struct Watcher {
 impl Watcher {
     /// A watcher that has seen nothing yet.
     pub fn new(directory: Directory) -> Self {
-        Watcher { directory, every: EVERY, looked: None, mark: None, figures: Figures::default() }
+        Watcher { directory, every: EVERY, looked: None, marks: [None, None], figures: Figures::default() }
     }
 
     /// As [`Watcher::new`], looking whenever it is asked to.
@@ -157,38 +173,43 @@ impl Watcher {
         Watcher { every: Duration::ZERO, ..Watcher::new(directory) }
     }
 
-    /// Looks at the pointer, once a second, and serves what it names from the job's next epoch on. What can't be
-    /// served is told in the log, and the job goes on as it was.
+    /// Looks at the pointers, once a second, and takes what they name from the job's next epoch on. What can't be
+    /// taken is told in the log, and the job goes on as it was.
     pub fn look(&mut self, job: &mut Job) {
         if self.looked.is_some_and(|looked| looked.elapsed() < self.every) {
             return;
         }
         self.looked = Some(Instant::now());
-        let mark = self.mark();
-        if self.mark.as_ref() == Some(&mark) {
-            return;
+        if self.has_changed(0, ACTIVE) {
+            let served = self.directory.active().and_then(|weights| job.serve(weights));
+            self.note(ACTIVE, served, &job.actives().ict_weights);
         }
-        self.mark = Some(mark);
-        let before = job.actives().ict_weights.clone();
-        match self.directory.active().and_then(|weights| job.serve(weights)) {
-            Ok(false) => {}
-            Ok(true) => {
-                self.figures.switched += 1;
-                let weights = job.actives().ict_weights.as_str();
-                tracing::info!(weights, before, "other ICT weights serve from the next epoch on");
-            }
-            Err(error) => {
-                self.figures.refused += 1;
-                tracing::error!(%error, serving = before, "new ICT weights are refused, those from before go on serving");
-            }
+        if self.has_changed(1, SHADOW) {
+            let beside = self.directory.shadow().and_then(|weights| job.stand_beside(weights));
+            self.note(SHADOW, beside, &job.actives().ict_weights);
         }
     }
 
-    fn mark(&self) -> Mark {
-        let text = std::fs::read_to_string(self.directory.0.join(ACTIVE)).unwrap_or_default();
-        let named = self.directory.named().ok();
+    fn has_changed(&mut self, place: usize, pointer: &str) -> bool {
+        let text = std::fs::read_to_string(self.directory.0.join(pointer)).unwrap_or_default();
+        let named = self.directory.named(pointer).ok();
         let state = named.and_then(|name| std::fs::metadata(self.directory.0.join(name)).ok());
-        (text, state.map(|state| (state.len(), state.modified().ok())))
+        let mark = Some((text, state.map(|state| (state.len(), state.modified().ok()))));
+        std::mem::replace(&mut self.marks[place], mark.clone()) != mark
+    }
+
+    fn note(&mut self, pointer: &str, taken: Result<bool>, serving: &str) {
+        match taken {
+            Ok(false) => {}
+            Ok(true) => {
+                self.figures.switched += u64::from(pointer == ACTIVE);
+                tracing::info!(pointer, serving, "other ICT weights from the next epoch on");
+            }
+            Err(error) => {
+                self.figures.refused += 1;
+                tracing::error!(%error, pointer, serving, "ICT weights are refused, what was before goes on");
+            }
+        }
     }
 }
 
@@ -232,5 +253,10 @@ mod tests {
         }
         std::fs::remove_file(folder.path().join(ACTIVE)).unwrap();
         assert!(directory.active().unwrap_err().to_string().contains("rename it"));
+        assert!(directory.shadow().unwrap().is_none());
+        write(SHADOW, b"a.safetensors");
+        assert_eq!(directory.shadow().unwrap().unwrap().version(), version(1));
+        write(SHADOW, b"half.safetensors");
+        assert!(directory.shadow().is_err());
     }
 }

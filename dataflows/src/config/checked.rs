@@ -264,6 +264,15 @@ impl Config {
             raw.ict.weights.is_none() || raw.ict.directory.is_none(),
             "ict.weights and ict.directory are both given: the file active of the directory names the weights",
         );
+        require(
+            raw.ict.shadow_topic.is_none() || raw.ict.directory.is_some(),
+            "ict.shadow_topic is given and ict.directory is missing, whose file shadow names the weights",
+        );
+        require(
+            shadow_topic(raw, &names)
+                .is_none_or(|name| !name.is_empty() && !distinct.contains(name.as_str())),
+            "ict.shadow_topic must be a topic of its own",
+        );
         require(raw.generator.drain_ms <= 600_000, "generator.drain_ms must be at most 600000");
         let service = raw.generator.kind == GeneratorKind::Openai;
         require(
@@ -304,6 +313,10 @@ impl Config {
         let workers = raw.workers.unwrap_or(1);
         let job = raw.job.clone().unwrap_or_else(|| "ictflow".to_owned());
         let names = Names::new(&raw.topics.names, &raw.topics.suffix);
+        let names = match shadow_topic(&raw, &names) {
+            Some(shadow) => names.with_shadow(shadow),
+            None => names,
+        };
         let kafka = raw.topics.kind == TopicsKind::Kafka;
         let state = raw.state.clone().unwrap_or_else(|| PathBuf::from("state"));
         let create_inputs = (!kafka).then(|| raw.topics.partitions.unwrap_or(1));
@@ -557,7 +570,16 @@ impl Config {
 
     /// The same with what finds others of the directory by their version.
     pub(crate) fn versions(&self, width: usize, keep: bool) -> Result<Versions> {
-        Ok(self.among(self.weights(width, keep)?))
+        let versions = self.among(self.weights(width, keep)?);
+        let named = self.directory().map_or(Ok(None), |directory| directory.shadow());
+        let beside = named
+            .map_err(|error| error.to_string())
+            .and_then(|shadow| versions.stand_beside(shadow).map_err(|error| error.to_string()));
+        // What serves doesn't wait for what is only tried.
+        if let Err(error) = beside {
+            tracing::error!(error, "no shadow is published");
+        }
+        Ok(versions)
     }
 
     fn among(&self, serving: Arc<Weights>) -> Versions {
@@ -624,6 +646,13 @@ impl Config {
             )
         })
     }
+}
+
+/// The topic of a shadow's vectors, where the weights come from a directory.
+fn shadow_topic(raw: &Raw, names: &Names) -> Option<String> {
+    raw.ict.directory.as_ref()?;
+    let default = || format!("{}_shadow", names.of(Topic::Features));
+    Some(raw.ict.shadow_topic.clone().unwrap_or_else(default))
 }
 
 /// The cache folder of models and data: `ICTFLOW_MODELS`, else `~/.cache/ictflow`.
@@ -738,6 +767,38 @@ mod tests {
         }
         let error = load(b"no weights").unwrap_err().to_string();
         assert!(error.contains("not a safetensors file"), "{error}");
+    }
+
+    #[test]
+    fn a_directory_names_the_weights_and_has_a_topic_for_its_shadow() {
+        let refused = |text: &str| Config::check(raw(text), None).unwrap_err().to_string();
+        assert!(refused("[ict]\nweights = 'a'\ndirectory = 'b'").contains("both given"));
+        assert!(refused("[ict]\nshadow_topic = 'a'").contains("ict.directory is missing"));
+        assert!(
+            refused("[ict]\ndirectory = 'b'\nshadow_topic = 'features'").contains("ict.shadow_topic must be")
+        );
+        let shadow = |text: &str| {
+            let config = Config::check(raw(text), None).unwrap();
+            config.options.names.shadow().map(str::to_owned)
+        };
+        assert_eq!(shadow("[ict]\nweights = 'a'"), None);
+        assert_eq!(shadow("[ict]\ndirectory = 'b'").as_deref(), Some("features_shadow"));
+        assert_eq!(shadow("[ict]\ndirectory = 'b'\nshadow_topic = 'try'").as_deref(), Some("try"));
+        // What serves must be there at a start, what is only tried need not.
+        let folder = tempfile::tempdir().unwrap();
+        let config =
+            Config::check(raw(&format!("[ict]\ndirectory = '{}'", folder.path().display())), None).unwrap();
+        assert!(config.versions(384, false).err().unwrap().to_string().contains("active"));
+        let shape =
+            Shape { user_rows: 4, item_rows: 4, creator_rows: 4, category_rows: 4, ..Shape::default() };
+        let write = |name: &str, bytes: &[u8]| std::fs::write(folder.path().join(name), bytes).unwrap();
+        write("a.safetensors", &untrained(1, shape).unwrap());
+        write("narrow.safetensors", &untrained(1, Shape { d: 16, ..shape }).unwrap());
+        write("active", b"a.safetensors");
+        for (named, stands) in [("a.safetensors", true), ("narrow.safetensors", false), ("gone", false)] {
+            write("shadow", named.as_bytes());
+            assert_eq!(config.versions(384, false).unwrap().shadow().is_some(), stands, "{named}");
+        }
     }
 
     #[test]

@@ -48,7 +48,7 @@ use ictflow_connectors::points::Points;
 use ictflow_connectors::snapshots::Snapshots;
 use ictflow_connectors::topics::{Topics, Writer};
 use ictflow_connectors::{Disposition, Error, Result};
-use ictflow_operators::ict::Versions;
+use ictflow_operators::ict::{Versions, Weights};
 use ictflow_operators::retrieval::Found;
 use ictflow_schemas::config::Semantics;
 use ictflow_schemas::demonstration::Demonstration;
@@ -166,6 +166,8 @@ pub struct Job {
     judge: Judge,
     texts: Texts,
     versions: Versions,
+    /// The weights beside those that serve, in the last epoch.
+    beside: Option<Arc<Weights>>,
     engine: Engine,
     requester: Requester,
     points: Option<PointStore>,

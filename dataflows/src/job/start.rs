@@ -212,6 +212,7 @@ impl Job {
             judge,
             texts: Texts::default(),
             versions: weights,
+            beside: None,
             engine,
             requester,
             points,
@@ -283,6 +284,9 @@ fn prepare(topics: &mut dyn Topics, options: &Options) -> Result<u32> {
             ));
         }
         topics.ensure(name(topic), count, topic.policy())?;
+    }
+    if let Some(shadow) = options.names.shadow() {
+        topics.ensure(shadow, count, Topic::Features.policy())?;
     }
     for topic in [Topic::Embeddings, Topic::Epochs, Topic::Progress, Topic::DeadLetters] {
         topics.ensure(name(topic), 1, topic.policy())?;

@@ -32,6 +32,29 @@ impl Job {
         Ok(true)
     }
 
+    /// Publishes vectors of these weights beside the features from the next epoch on, or ends that: then what stands
+    /// of them is retracted. Says whether they are others than before.
+    ///
+    /// # Errors
+    /// As [`Job::serve`]; those that stood beside it before go on.
+    pub fn stand_beside(&mut self, weights: Option<Arc<Weights>>) -> Result<bool> {
+        let version = |weights: Option<&Arc<Weights>>| weights.map(|weights| weights.version().to_owned());
+        let named = version(weights.as_ref());
+        if named == version(self.versions.shadow().as_ref()) {
+            return Ok(false);
+        }
+        self.versions.stand_beside(weights).map_err(|e| {
+            let named = named.unwrap_or_default();
+            Error::fatal(format!("publish the ICT weights {named} beside"), e, "what stood before goes on")
+        })?;
+        Ok(true)
+    }
+
+    /// The weights whose vectors are to be published beside.
+    pub(super) fn shadow(&self) -> Option<Arc<Weights>> {
+        self.options.names.shadow().and_then(|_| self.versions.shadow())
+    }
+
     /// The weights by version.
     pub fn weights(&self) -> &Versions {
         &self.versions
@@ -39,7 +62,10 @@ impl Job {
 
     /// Whether the last epoch was made with other weights than the next one will be.
     pub(super) fn switching(&self) -> bool {
-        self.last.as_ref().is_some_and(|last| last.actives.ict_weights != self.actives.ict_weights)
+        let version = |weights: &Option<Arc<Weights>>| weights.as_ref().map(|w| w.version().to_owned());
+        let other_shadow = self.sink.publishing() && version(&self.beside) != version(&self.shadow());
+        let other = |last: &EpochRecord| last.actives.ict_weights != self.actives.ict_weights;
+        other_shadow || self.last.as_ref().is_some_and(other)
     }
 
     /// The weights with which an epoch's features can be made under the versions that it names; `None` where

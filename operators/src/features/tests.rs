@@ -20,7 +20,8 @@ fn item(n: usize, creator: &str) -> Item {
 fn step(features: &mut Features, inputs: Vec<(Input, isize)>) -> Vec<FeatureUpdate> {
     let ict_weights = features.versions.serving().version().to_owned();
     let actives = Arc::new(Actives { ict_weights, ..Actives::default() });
-    let clock = Clock { maxima: [].into(), now: 0, publish: true, actives };
+    let shadow = features.versions.shadow().map(|weights| weights.version().into());
+    let clock = Clock { maxima: [].into(), now: 0, publish: true, actives, shadow };
     let mut changes: Changes<Input> = inputs;
     changes.push((Input::Clock(0, clock), 1));
     let mut out = Changes::new();
@@ -180,21 +181,24 @@ fn other_weights(kind: Kind) -> Arc<Weights> {
     Arc::new(Weights::from_safetensors(&untrained_of(kind, 8, shape).expect("a shape")).expect("weights"))
 }
 
+/// Pairs with neighbours, and what weights of a kind read of items.
+fn standing(kind: Kind) -> Vec<(Input, isize)> {
+    let mut inputs = Vec::new();
+    if kind == Kind::Attention {
+        inputs.extend((0..6).map(|n| (Input::Item(0, (format!("i{n}").into(), item(n, "a"))), 1)));
+    }
+    for n in [1, 2] {
+        inputs.extend([(Input::Pair(pair(n)), 1), (Input::Neighbours(neighbours(n, &[n + 2])), 1)]);
+    }
+    // One that waits for a vector has nothing to be made anew.
+    inputs.push((Input::Pair(PairUpdate { retrieved: None, ..pair(5) }), 1));
+    inputs
+}
+
 #[test]
 fn a_switch_of_weights_makes_every_feature_anew_and_keeps_nothing_of_the_old_ones() {
     for kind in [Kind::Decoder, Kind::Attention] {
-        let inputs = || -> Vec<(Input, isize)> {
-            let mut inputs = Vec::new();
-            if kind == Kind::Attention {
-                inputs.extend((0..6).map(|n| (Input::Item(0, (format!("i{n}").into(), item(n, "a"))), 1)));
-            }
-            for n in [1, 2] {
-                inputs.extend([(Input::Pair(pair(n)), 1), (Input::Neighbours(neighbours(n, &[n + 2])), 1)]);
-            }
-            // One that waits for a vector has nothing to be made anew.
-            inputs.push((Input::Pair(PairUpdate { retrieved: None, ..pair(5) }), 1));
-            inputs
-        };
+        let inputs = || standing(kind);
         let (first, second) = (weights(kind), other_weights(kind));
         let mut switched = Features::new(first.clone(), &Semantics::default());
         let before = step(&mut switched, inputs());
@@ -231,9 +235,59 @@ fn a_switch_of_weights_makes_every_feature_anew_and_keeps_nothing_of_the_old_one
 fn epochs_that_do_not_publish_ask_for_no_weights() {
     let mut features = Features::new(weights(Kind::Decoder), &Semantics::default());
     let actives = Arc::new(Actives { ict_weights: "gone".into(), ..Actives::default() });
-    let clock = Clock { maxima: [].into(), now: 0, publish: false, actives };
+    let clock = Clock { maxima: [].into(), now: 0, publish: false, actives, shadow: None };
     let mut out = Changes::new();
     features.step(vec![(Input::Clock(0, clock), 1)], &mut out);
     assert_eq!(out, []);
     assert_eq!(step(&mut features, vec![(Input::Pair(pair(1)), 1)]).len(), 1);
+}
+
+#[test]
+fn a_shadow_has_its_own_record_of_each_pair_and_changes_none_that_serves() {
+    for kind in [Kind::Decoder, Kind::Attention] {
+        let change = || {
+            let id: Id = "i4".into();
+            match kind {
+                Kind::Decoder => vec![(Input::Neighbours(neighbours(2, &[4, 5])), 1)],
+                Kind::Attention => vec![
+                    (Input::Item(0, (id.clone(), item(4, "b"))), 1),
+                    (Input::Item(0, (id, item(4, "a"))), -1),
+                ],
+            }
+        };
+        let values = |updates: &[FeatureUpdate]| -> Vec<Option<Arc<[u8]>>> {
+            updates.iter().map(|update| update.value.clone()).collect()
+        };
+        let beside = |updates: &[FeatureUpdate]| -> Vec<Option<Arc<[u8]>>> {
+            updates.iter().map(|update| Some(update.shadow.as_ref()?.value.clone())).collect()
+        };
+        let mut plain = Features::new(weights(kind), &Semantics::default());
+        let mut other = Features::new(other_weights(kind), &Semantics::default());
+        let mut shadowed = Features::new(weights(kind), &Semantics::default());
+        let first = step(&mut shadowed, standing(kind));
+        assert_eq!(first, step(&mut plain, standing(kind)));
+        assert!(first.iter().all(|update| update.shadow.is_none()));
+        // It comes to pairs that stand, and goes with them from then on.
+        shadowed.versions.stand_beside(Some(other_weights(kind))).expect("it fits");
+        let with = step(&mut shadowed, vec![]);
+        let expected: Vec<FeatureUpdate> =
+            step(&mut other, standing(kind)).into_iter().filter(|update| update.value.is_some()).collect();
+        assert_eq!(beside(&with), values(&expected), "{kind}");
+        assert_eq!(values(&with), values(&first[..2]), "{kind}");
+        for update in &with {
+            let cosine = update.shadow.as_ref().expect("a shadow").cosine;
+            assert!((-999_999..999_999).contains(&cosine), "{cosine}");
+        }
+        let with = step(&mut shadowed, change());
+        assert_eq!((with.len(), beside(&with)), (1, values(&step(&mut other, change()))), "{kind}");
+        assert_eq!(values(&with), values(&step(&mut plain, change())), "{kind}");
+        // The same weights agree, and without any nothing is beside.
+        shadowed.versions.stand_beside(Some(weights(kind))).expect("it fits");
+        let same = step(&mut shadowed, vec![]);
+        assert_eq!(beside(&same), values(&same), "{kind}");
+        assert!(same.iter().all(|update| update.shadow.as_ref().is_some_and(|s| s.cosine == 1_000_000)));
+        shadowed.versions.stand_beside(None).expect("none fits");
+        let without = step(&mut shadowed, vec![]);
+        assert_eq!((values(&without), beside(&without)), (values(&same), vec![None, None]), "{kind}");
+    }
 }

@@ -69,8 +69,13 @@ impl World {
 
     /// One epoch: these labels come or go, the clock is at `now`. Gives how many pairs were computed.
     fn epoch(&mut self, labels: &[(Arc<LabelledExample>, isize)], mut inputs: Changes<Input>) -> usize {
-        let clock =
-            Clock { maxima: [self.now].into(), now: self.now, publish: true, actives: Arc::default() };
+        let clock = Clock {
+            maxima: [self.now].into(),
+            now: self.now,
+            publish: true,
+            actives: Arc::default(),
+            shadow: None,
+        };
         let mut sketched = Changes::new();
         for (label, diff) in labels {
             inputs.push((Input::OfUser(label.clone()), *diff));
@@ -286,7 +291,10 @@ fn another_text_centre_is_as_if_it_had_always_been_that_one() {
             ict_weights: version.into(),
             ..ictflow_schemas::epoch::Actives::default()
         });
-        inputs.push((Input::Clock(0, Clock { maxima: [9].into(), now: 9, publish: true, actives }), 1));
+        inputs.push((
+            Input::Clock(0, Clock { maxima: [9].into(), now: 9, publish: true, actives, shadow: None }),
+            1,
+        ));
         let mut out = Changes::new();
         let computed = operator.step(inputs, &mut out);
         let sources: Vec<Arc<Sources>> = out.into_iter().filter_map(|(o, _)| o.pair()?.sources).collect();

@@ -3,10 +3,11 @@
 
 use ictflow_connectors::llm::prompt::Prompt;
 use ictflow_connectors::llm::validate::Validator;
+use ictflow_dataflows::epochs::{read_compacted, read_whole};
 use ictflow_dataflows::job::Job;
 use ictflow_dataflows::recompute::Plan;
 use ictflow_dataflows::verify::{Report, verify};
-use ictflow_dataflows::weights::{ACTIVE, Directory, Watcher};
+use ictflow_dataflows::weights::{ACTIVE, Directory, SHADOW, Watcher};
 use ictflow_operators::ict::{Kind, Shape, Versions, Weights, untrained_of};
 use ictflow_schemas::config::{CotStride, Semantics};
 use ictflow_schemas::feature::Feature;
@@ -65,9 +66,13 @@ impl Deployment {
     }
 
     fn name(&self, name: &str) {
-        let anew = self.weights().join("active.new");
+        self.point(ACTIVE, name);
+    }
+
+    fn point(&self, pointer: &str, name: &str) {
+        let anew = self.weights().join("pointer.new");
         std::fs::write(&anew, format!("{name}\n")).unwrap();
-        std::fs::rename(anew, self.weights().join(ACTIVE)).unwrap();
+        std::fs::rename(anew, self.weights().join(pointer)).unwrap();
     }
 
     fn directory(&self) -> Directory {
@@ -76,7 +81,9 @@ impl Deployment {
 
     fn versions(&self) -> Versions {
         let directory = self.directory();
-        Versions::new(directory.active().unwrap(), Some(directory.finder()))
+        let versions = Versions::new(directory.active().unwrap(), Some(directory.finder()));
+        versions.stand_beside(directory.shadow().unwrap()).unwrap();
+        versions
     }
 
     fn start(&self) -> Job {
@@ -91,10 +98,20 @@ impl Deployment {
         self.world.compacted(Topic::Features)
     }
 
+    /// What stands on the shadow's topic.
+    fn beside(&self) -> BTreeMap<Vec<u8>, Vec<u8>> {
+        let values = read_compacted(&mut *self.world.topics(), &shadow(&self.world)).unwrap();
+        values.into_iter().map(|(key, (_, value))| (key, value)).collect()
+    }
+
     /// What a job publishes that never knew other weights, over the same inputs and answers.
     fn fresh(&self, name: &str) -> BTreeMap<Vec<u8>, Vec<u8>> {
+        self.fresh_of(name, self.directory().active().unwrap())
+    }
+
+    fn fresh_of(&self, name: &str, weights: Arc<Weights>) -> BTreeMap<Vec<u8>, Vec<u8>> {
         let world = World { job: name.into(), generate: false, calls_file: None, ..self.world.clone() };
-        let mut job = start(&world, self.directory().active().unwrap().into());
+        let mut job = start(&world, weights.into());
         settle(&mut job);
         world.compacted(Topic::Features)
     }
@@ -131,7 +148,14 @@ fn start(world: &World, versions: Versions) -> Job {
     let validator = Validator::new(&Prompt::builtin());
     let mut parts = world.parts(vec![template()], validator, hashed()).unwrap();
     parts.weights = versions;
-    Job::start(parts, Arc::new(world.semantics.clone()), world.options()).unwrap()
+    let mut options = world.options();
+    options.names = options.names.with_shadow(shadow(world));
+    Job::start(parts, Arc::new(world.semantics.clone()), options).unwrap()
+}
+
+/// The shadow's topic.
+fn shadow(world: &World) -> String {
+    format!("features_shadow.{}", world.job)
 }
 
 fn films() -> Vec<Value> {
@@ -324,4 +348,65 @@ fn several_workers_switch_together() {
     settle(&mut job);
     deployment.world.workers = 1;
     assert_eq!(deployment.features(), deployment.fresh("fresh"));
+}
+
+#[test]
+fn a_shadow_is_published_beside_and_leaves_the_features_as_they_are() {
+    for kind in [Kind::Decoder, Kind::Attention] {
+        let deployment = Deployment::new(kind);
+        let partitions = deployment.world.partitions;
+        let mut watcher = Watcher::eager(deployment.directory());
+        let mut job = deployment.start();
+        feed(&mut job, &films(), partitions);
+        watcher.look(&mut job);
+        let (committed, features) = (job.committed(), deployment.features());
+        assert!(deployment.beside().is_empty() && job.sink().agreement().is_none());
+
+        let other = Arc::new(Weights::from_safetensors(&bytes(kind, 2)).unwrap());
+        std::fs::write(deployment.weights().join("b.safetensors"), bytes(kind, 2)).unwrap();
+        deployment.point(SHADOW, "b.safetensors");
+        watcher.look(&mut job);
+        settle(&mut job);
+        assert_eq!((job.committed(), &deployment.features()), (committed + 1, &features));
+        assert_eq!(deployment.beside(), deployment.fresh_of("beside", other.clone()));
+        let agreement = job.sink().agreement().unwrap();
+        assert_eq!(agreement.pairs, features.len() as u64);
+        assert!(-1.0 < agreement.least && agreement.least <= agreement.mean && agreement.mean < 1.0);
+
+        feed(&mut job, &later(), partitions);
+        let (features, beside) = (deployment.features(), deployment.beside());
+        assert_eq!(features, deployment.fresh("plain"));
+        assert_eq!(beside, deployment.fresh_of("later", other.clone()));
+        assert_eq!(deployment.verified(job.committed()).violations, []);
+
+        // One that doesn't fit is refused, the one before goes on.
+        deployment.point(SHADOW, "gone.safetensors");
+        watcher.look(&mut job);
+        settle(&mut job);
+        assert_eq!((watcher.figures.refused, &deployment.beside()), (1, &beside));
+
+        // A restart writes nothing that stands.
+        drop(job);
+        deployment.point(SHADOW, "b.safetensors");
+        let written = || {
+            let mut records = 0;
+            let topic = shadow(&deployment.world);
+            read_whole(&mut *deployment.world.topics(), &topic, |_| records += 1).unwrap();
+            records
+        };
+        let before = written();
+        let mut job = deployment.start();
+        feed(&mut job, &[item("e", Some("Film e"), "1")], partitions);
+        assert_eq!((written(), &deployment.beside(), &deployment.features()), (before, &beside, &features));
+
+        // It comes to serve, and nothing stands beside it any more.
+        deployment.name("b.safetensors");
+        std::fs::remove_file(deployment.weights().join(SHADOW)).unwrap();
+        let mut watcher = Watcher::eager(deployment.directory());
+        watcher.look(&mut job);
+        settle(&mut job);
+        assert_eq!(deployment.features(), beside);
+        assert!(deployment.beside().is_empty() && job.sink().agreement().is_none());
+        assert_eq!((watcher.figures.switched, watcher.figures.refused), (1, 0));
+    }
 }
