@@ -1,5 +1,6 @@
 use super::*;
-use crate::ict::{Shape, untrained, untrained_of};
+use crate::ict::{Shape, Weights, untrained, untrained_of};
+use crate::retrieval::UserView;
 use crate::retrieval::neighbours::tests::labelled;
 use ictflow_schemas::catalog::{ItemState, ItemVector};
 use ictflow_schemas::framing::text_digest;

@@ -313,7 +313,9 @@ fn what_does_not_fit_is_refused_once_and_those_from_before_go_on_serving() {
     let refused: [(&str, &dyn Fn(&Path)); 5] = [
         ("d", &|path: &Path| std::fs::write(path.join("next.safetensors"), &narrow).unwrap()),
         ("texts", &|path: &Path| std::fs::write(path.join("next.safetensors"), &other_texts).unwrap()),
-        ("kind", &|path: &Path| std::fs::write(path.join("next.safetensors"), bytes(Kind::Attention, 3)).unwrap()),
+        ("kind", &|path: &Path| {
+            std::fs::write(path.join("next.safetensors"), bytes(Kind::Attention, 3)).unwrap()
+        }),
         ("a cut file", &|path: &Path| std::fs::write(path.join("next.safetensors"), &whole[..999]).unwrap()),
         ("no file", &|path: &Path| std::fs::remove_file(path.join("next.safetensors")).unwrap()),
     ];
