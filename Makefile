@@ -8,7 +8,7 @@ export ICTFLOW_PYTHON ?= $(HOME)/.cache/ictflow/python/bin/python
 CARGO ?= cargo
 BINARY = $(or $(CARGO_TARGET_DIR),target)/release/ictflow
 
-.PHONY: help demo demo-again cots test chaos bench build models tools toolchain lint unit suite oracle doc
+.PHONY: help demo demo-again cots evaluate evaluate-quick test chaos bench weights build models tools toolchain lint unit suite oracle doc
 # The prerequisites of a target run one after the other, also under -j: cargo is parallel by itself.
 .NOTPARALLEL:
 
@@ -16,9 +16,12 @@ help:
 	@echo "make demo        MovieLens-100K as streams through the whole pipeline (about 5 minutes after the build)"
 	@echo "make demo-again  a new job over the demo's logs: no call, every vector equal byte for byte"
 	@echo "make cots        CoT texts by the local LLM for training examples of MovieLens-100K, judged (COTS=n: the first n, 60)"
+	@echo "make evaluate    what neighbours and the paper's vector are worth to six rankers on MovieLens-100K (hours; goes on after a kill)"
+	@echo "make evaluate-quick  a small cut of it: 200 users, six arms, two rankers, CoTs by the local LLM (about 10 minutes after the build)"
 	@echo "make test        lints, unit tests, the end-to-end suite on a real Kafka, the oracle's own tests"
 	@echo "make chaos       the fault tests in their long form, seeds printed (SEED=n repeats one)"
 	@echo "make bench       throughput, latency, memory, models and commits, with their spread (BENCH=\"--quick\": 5 minutes)"
+	@echo "make weights     trains the small ranker and the ICT weights of deploy/weights anew"
 	@echo "make build       the binary, target/release/ictflow"
 	@echo "make doc         the code's documentation"
 	@echo "Parts: models, tools and toolchain set up; lint, unit, suite and oracle test."
@@ -32,12 +35,45 @@ demo-again: build models
 # Texts that are there already aren't asked again: a larger COTS adds to them. ARGS takes more of the program's options,
 # such as --label-free or --max-seconds 600.
 COTS ?= 60
+ML = --data $(ICTFLOW_MODELS)/data/ml-100k
 cots: build models
-	$(BINARY) cots --data $(ICTFLOW_MODELS)/data/ml-100k --generator local --count $(COTS) $(ARGS)
+	$(BINARY) cots $(ML) --generator local --count $(COTS) $(ARGS)
+
+# The whole table: six rankers, all arms, 3 seeds, the protocols time and new-items; then the label delays for
+# those arms that labels decide. Finished cells are read back, so a killed one goes on. CoTs are those of the log:
+# COTS=n lets the local LLM write up to n of each kind first. EVALUATE takes more of the program's options, such as --jobs 2.
+COT_LOG = $(ICTFLOW_MODELS)/cots/ml-100k.jsonl
+TABLES = $(or $(CARGO_TARGET_DIR),target)/evaluate
+SIX = deepfm,xdeepfm,autoint,dcn,dcnv2,din
+DELAYED = strong,strong+rate,votes,attention,attention+votes
+
+evaluate: build models
+	for protocol in time new-items; do \
+		for kind in '' --label-free; do \
+			$(BINARY) cots $(ML) --protocol $$protocol --generator local --count $(COTS) --judge 0 $$kind || exit 1; \
+		done; \
+		$(BINARY) evaluate $(ML) --protocol $$protocol --backbone $(SIX) --arms all --cots $(COT_LOG) \
+			--out $(TABLES)/$$protocol $(EVALUATE) || exit 1; \
+	done
+	$(BINARY) evaluate $(ML) --backbone $(SIX) --arms $(DELAYED) --label-delay 0,10m,1h,1d --out $(TABLES)/time $(EVALUATE) \
+		--table delays
+
+# A small honest cut for a look: 200 users, 60 CoTs, which are written now or read from the log.
+evaluate-quick: build models
+	$(BINARY) cots $(ML) --users 200 --generator local --count 60 --judge 0
+	$(BINARY) evaluate $(ML) --users 200 --backbone deepfm,din --arms ids,strong,votes,attention,paper-llm,paper-shuffled \
+		--cots $(COT_LOG) --jobs 2 --out $(TABLES)-quick $(EVALUATE)
 
 # Figures for the README: all of them on a quiet machine. BENCH takes the program's options.
 bench: toolchain models
 	$(CARGO) bench --profile release --locked -p ictflow-dataflows --bench whole -- --out $(abspath $(or $(CARGO_TARGET_DIR),target))/bench $(BENCH)
+
+# Small enough to be in the repository, with the card that says how they were made. WEIGHTS takes more options of
+# `ictflow train`, such as WEIGHTS="--arm attention".
+weights: build models
+	$(BINARY) train --data $(ICTFLOW_MODELS)/data/ml-100k --width 16 --user-rows 2048 --item-rows 2048 \
+		--creator-rows 16 --category-rows 64 --out target/weights $(WEIGHTS)
+	rm -rf deploy/weights && mkdir deploy/weights && cp target/weights/*.* deploy/weights
 
 build: toolchain
 	$(CARGO) build --release --locked -p ictflow-dataflows

@@ -19,6 +19,7 @@ pub mod http;
 pub mod kafka;
 pub mod llm;
 pub mod local;
+pub mod parquet;
 pub mod points;
 pub mod qdrant;
 pub mod registry;

@@ -262,6 +262,7 @@ impl EpochOutput {
     /// Adds another worker's share.
     fn merge(&mut self, other: EpochOutput) {
         self.features.extend(other.features);
+        self.served.extend(other.served);
         self.lacking.extend(other.lacking);
         self.examples.extend(other.examples);
         self.wanted.extend(other.wanted);
@@ -279,6 +280,7 @@ impl EpochOutput {
 
     fn sort(&mut self) {
         self.features.sort();
+        self.served.sort();
         self.examples.sort();
         self.wanted.sort();
         self.generate.sort();

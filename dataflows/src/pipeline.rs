@@ -23,6 +23,8 @@
 //! outside, between two of the times that every epoch has. Another one is for the rings of items that an
 //! erasure left with too few labels.
 //!
+//! `features` takes the impressions too, and says what stood for them.
+//!
 //! What `features` reads for its vector is a property of the weights: a decoder reads demonstrations, so
 //! `retrieval` has the pool; attention reads neighbours, and the pool stays away. Votes come either way. So the
 //! kind stands while the graph does. Which weights of that kind are in force the clock of each epoch says.
@@ -39,6 +41,7 @@ use ictflow_operators::catalog::{self, ItemChange};
 use ictflow_operators::clock::Clock;
 use ictflow_operators::demonstrations::{self, Pooled, demonstrations, newest};
 use ictflow_operators::eligible::{self, eligible};
+use ictflow_operators::features::served::{ServedUpdate, Shown};
 use ictflow_operators::features::{self, FeatureUpdate, features};
 use ictflow_operators::history::{self, history};
 use ictflow_operators::ict::{Kind, Versions};
@@ -58,6 +61,7 @@ use ictflow_schemas::cot::PromptView;
 use ictflow_schemas::demonstration::Demonstration;
 use ictflow_schemas::example::Example;
 use ictflow_schemas::framing::Digest;
+use ictflow_schemas::history::Identity;
 use ictflow_schemas::interaction::Event;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -90,6 +94,8 @@ pub struct EpochInput {
 pub struct EpochOutput {
     /// Touched pairs.
     pub features: Changes<FeatureUpdate>,
+    /// What stood for impressions before the epoch.
+    pub served: Vec<ServedUpdate>,
     /// Changed examples.
     pub examples: Changes<Arc<Example>>,
     /// The prompt view: distinct wanted keys.
@@ -228,6 +234,7 @@ pub fn pipeline(
             features::Inputs {
                 pairs: retrieved.clone().flat_map(retrieval::Output::pair),
                 neighbours: near.clone().flat_map(neighbours::Output::pair),
+                shown: events.flat_map(shown),
                 items: states,
                 clock,
             },
@@ -236,7 +243,10 @@ pub fn pipeline(
         );
 
         let out = |outbox: &Rc<RefCell<EpochOutput>>| (outbox.clone(), probe.clone(), home);
-        deliver(features, out(&outbox), |out, datum, diff| out.features.push((datum, diff)));
+        let updates = features.clone().flat_map(features::Output::update);
+        deliver(updates, out(&outbox), |out, datum, diff| out.features.push((datum, diff)));
+        let served = features.flat_map(features::Output::served);
+        deliver(served, out(&outbox), |out, served, _| out.served.push(served));
         deliver(examples, out(&outbox), |out, datum, diff| out.examples.push((datum, diff)));
         deliver(generate.wanted, out(&outbox), |out, (key, _), diff| out.wanted.push((key, diff)));
         deliver(generate.requests, out(&outbox), |out, datum, diff| out.generate.push((datum, diff)));
@@ -304,6 +314,13 @@ impl Pipeline {
         worker.step_or_park_while(Some(PARK), || probe.less_than(&(epoch + 1)));
         EpochOutput { events: self.taken.take(), ..self.outbox.take() }
     }
+}
+
+/// The impression that an event is.
+fn shown(event: Event) -> Option<Shown> {
+    let Event { user, entry, impression, .. } = event;
+    let identity = Identity { user, event_time: entry.event_time, event_id: entry.event_id };
+    impression.then_some(Shown { identity, item: entry.item })
 }
 
 /// How long a worker sleeps at most when it has nothing to do; it is woken by messages.

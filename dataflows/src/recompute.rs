@@ -44,7 +44,7 @@ pub struct Plan<'a> {
     pub weights: Versions,
     /// Timely workers.
     pub workers: usize,
-    /// Interactions of one coarse epoch.
+    /// Interactions of one coarse epoch; not read where the recorded epochs are run again.
     pub chunk: usize,
 }
 

@@ -6,7 +6,12 @@
 //! predecessor published can be left over.
 //!
 //! For `examples` the same holds for those that weren't final at the last committed epoch; final ones
-//! stay as they are.
+//! stay as they are. What was served with an impression is no function of the logs: examples are compared
+//! without it, and one that is written again keeps it (`served.rs`).
+
+mod served;
+#[cfg(test)]
+mod tests;
 
 use crate::epochs::read_whole;
 use crate::names::Names;
@@ -21,13 +26,14 @@ use ictflow_operators::features::FeatureUpdate;
 use ictflow_operators::retrieval::Found;
 use ictflow_schemas::config::{Search, Semantics};
 use ictflow_schemas::dead_letter::DeadLetter;
-use ictflow_schemas::epoch::{Progress, WRITER_VERSION};
-use ictflow_schemas::example::Example;
+use ictflow_schemas::epoch::{EpochRecord, Progress, WRITER_VERSION};
+use ictflow_schemas::example::{Example, ExampleRecord};
 use ictflow_schemas::feature::{Feature, feature_key};
 use ictflow_schemas::framing::unframe;
 use ictflow_schemas::topic::{HEADER_EPOCH, HEADER_PUBLISHED_AT, HEADER_SUBSTEP, NewRecord, Topic};
-use ictflow_schemas::wire::Wire;
+use ictflow_schemas::wire::{Wire, split_single_object, versions};
 use ictflow_schemas::{Id, Millis};
+use served::Kept;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -44,18 +50,25 @@ pub struct Committed {
     pub dead_letters: u64,
 }
 
-/// A published value: a digest of its bytes and how many demonstrations it has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A published value: a digest of its bytes, how many demonstrations it has, and the epoch in the header of
+/// its record.
+#[derive(Clone, Copy, Debug)]
 struct Standing {
     digest: [u8; 16],
     k: usize,
+    epoch: i64,
 }
 
 impl Standing {
-    fn new(value: &[u8], k: usize) -> Self {
+    fn new(value: &[u8], k: usize, epoch: i64) -> Self {
         let mut digest = [0; 16];
         digest.copy_from_slice(&blake3::hash(value).as_bytes()[..16]);
-        Standing { digest, k }
+        Standing { digest, k, epoch }
+    }
+
+    /// Whether it is the same value.
+    fn is(&self, other: &Standing) -> bool {
+        (self.digest, self.k) == (other.digest, other.k)
     }
 }
 
@@ -76,10 +89,14 @@ pub struct Sink {
     /// Live pairs without a feature: they wait for a vector.
     waiting: HashSet<Vec<u8>>,
     publishing: bool,
+    /// Whether an older program wrote any of what stood when the sink was opened.
+    old_schema: bool,
     /// What stood when the sink was opened, with the demonstrations used; taken once.
     used: Vec<Found>,
     /// Examples as a replay recomputes them, by key: those not final at the committed epoch.
     rebuilt: Option<Rebuilt>,
+    /// What stood for impressions whose examples aren't final.
+    served: Kept,
     /// Examples that came into being less those that went, for the accounting.
     examples: isize,
     /// The epoch of the newest good snapshot.
@@ -99,9 +116,9 @@ pub const BACKFILL_HEADERS: i64 = -(1 << 40);
 struct Rebuilt {
     /// Partition maxima at the committed epoch.
     maxima: Vec<Millis>,
-    /// What stands on the topic.
+    /// What stands on the topic, without what was served.
     standing: BTreeMap<Vec<u8>, (u32, Vec<u8>)>,
-    /// What the replay gives.
+    /// What the replay gives, likewise.
     recomputed: BTreeMap<Vec<u8>, (u32, Vec<u8>)>,
 }
 
@@ -122,14 +139,18 @@ impl Sink {
         // A store of points isn't asked again for what it answered before.
         let keep_used = semantics.search == Search::Stored;
         let mut used: HashMap<Vec<u8>, Found> = HashMap::new();
+        let newest = versions(Topic::Features).last().map(|version| version.fingerprint);
+        let mut old_schema = false;
         read_whole(topics, names.of(Topic::Features), |record| {
+            let epoch = record.number(HEADER_EPOCH).unwrap_or_default();
             let Some(key) = record.key else { return };
             used.remove(&key);
             match record.value {
                 Some(value) => {
+                    old_schema |= split_single_object(&value).map(|(fingerprint, _)| fingerprint) != newest;
                     let feature = Feature::decode(&value).ok();
                     let k = feature.as_ref().map_or(0, |feature| feature.demonstrations.len());
-                    standing.insert(key.clone(), Standing::new(&value, k));
+                    standing.insert(key.clone(), Standing::new(&value, k, epoch));
                     used.extend(feature.filter(|_| keep_used).map(|feature| (key, standing_of(&feature))));
                 }
                 None => {
@@ -137,6 +158,7 @@ impl Sink {
                 }
             }
         })?;
+        let mut served = Kept::default();
         let rebuilt = match maxima {
             None => None,
             Some(maxima) => {
@@ -144,7 +166,12 @@ impl Sink {
                 read_whole(topics, names.of(Topic::Examples), |record| {
                     let (Some(key), partition) = (record.key, record.partition) else { return };
                     if rebuilt.open(&key, partition, &semantics) {
-                        match record.value {
+                        let example = record.value.as_deref().map(ExampleRecord::decode);
+                        let example = example.and_then(std::result::Result::ok);
+                        served.seed(partition, &key, example.as_ref());
+                        // What can't be read is none of ours, and differs from whatever must stand.
+                        let plain = example.map(|example| example.without_served().encode());
+                        match plain.or(record.value) {
                             Some(value) => rebuilt.standing.insert(key, (partition, value)),
                             None => rebuilt.standing.remove(&key),
                         };
@@ -166,8 +193,10 @@ impl Sink {
             published: HashMap::new(),
             waiting: HashSet::new(),
             publishing: false,
+            old_schema,
             used: used.into_values().collect(),
             rebuilt,
+            served,
             examples: 0,
             snapshot: None,
             least: Vec::new(),
@@ -193,15 +222,15 @@ impl Sink {
         }
     }
 
-    /// Commits an epoch in one transaction. `erased` are keys of examples that stand and go with their
-    /// user, with their partitions.
+    /// Commits an epoch in one transaction. `bounds` is its record; `erased` are keys of examples that stand
+    /// and go with their user, with their partitions.
     ///
     /// # Errors
     /// `Fatal` where the pairs are more than `max_live_pairs` (nothing is committed), where the
     /// writer is fenced, or where the outcome isn't known.
     pub fn commit(
         &mut self,
-        epoch: i64,
+        bounds: &EpochRecord,
         publish: bool,
         output: &EpochOutput,
         dead_letters: &[DeadLetter],
@@ -210,8 +239,10 @@ impl Sink {
     ) -> Result<Committed> {
         let mut committed = Committed { dead_letters: dead_letters.len() as u64, ..Committed::default() };
         let mut records = Vec::new();
+        let epoch = bounds.epoch;
         let first = publish && !self.publishing;
-        self.features(&output.features, publish, &mut records, &mut committed);
+        self.serve(bounds, output, erased);
+        self.features(epoch, &output.features, publish, &mut records, &mut committed);
         if let Some(shadow) = self.shadow.as_mut().filter(|_| publish) {
             let partition = |user: &[u8]| self.semantics.partitioner.partition(user, self.partitions);
             shadow.follow(output.features.iter().map(|(update, _)| update), first, partition, &mut records);
@@ -230,6 +261,7 @@ impl Sink {
         let before = records.len();
         self.examples(&output.examples, erased, &mut records);
         committed.examples = (records.len() - before) as u64;
+        self.served.prune(&bounds.maxima, &self.semantics);
         let dead = self.names.of(Topic::DeadLetters).to_owned();
         records
             .extend(dead_letters.iter().map(|letter| record(&dead, 0, letter.key(), Some(letter.encode()))));
@@ -254,8 +286,33 @@ impl Sink {
         Ok(committed)
     }
 
+    /// Notes what stood for an epoch's impressions, before the epoch's features stand.
+    fn serve(&mut self, bounds: &EpochRecord, output: &EpochOutput, erased: &[(Vec<u8>, u32)]) {
+        for (key, partition) in erased {
+            self.served.forget(*partition, key);
+        }
+        for erasure in &bounds.erasures {
+            self.served.erase(&erasure.user);
+        }
+        // Nobody is served from a backfill's topics while it fills them.
+        if self.header_base != 0 {
+            return;
+        }
+        for update in &output.served {
+            let (user, item) = (&update.shown.identity.user, &update.shown.item);
+            // What an erased user's vector was made of is gone, also for what the user does since.
+            if bounds.erasures.iter().any(|erasure| *erasure.user == **user) {
+                continue;
+            }
+            if let Some(standing) = self.standing.get(&feature_key(user, item)) {
+                self.served.note(self.partition(user.as_bytes()), standing.epoch, update);
+            }
+        }
+    }
+
     fn features(
         &mut self,
+        epoch: i64,
         updates: &[(FeatureUpdate, isize)],
         publish: bool,
         records: &mut Vec<NewRecord>,
@@ -281,11 +338,14 @@ impl Sink {
             match &update.value {
                 Some(value) => {
                     leftover.remove(&key);
-                    let new = Standing::new(value, update.k);
+                    let mut new = Standing::new(value, update.k, self.header_base + epoch);
+                    let same = self.standing.get(&key).filter(|old| old.is(&new));
+                    let published = same.is_none();
+                    new.epoch = same.map_or(new.epoch, |old| old.epoch);
                     let old = self.standing.insert(key.clone(), new);
                     self.full -= usize::from(old.is_some_and(|old| old.k == self.semantics.demonstrations));
                     self.full += usize::from(new.k == self.semantics.demonstrations);
-                    if old != Some(new) {
+                    if published {
                         committed.features += 1;
                         *self.published.entry(update.user.clone()).or_default() += 1;
                         records.push(record(&topic, partition, key, Some(value.to_vec())));
@@ -330,14 +390,15 @@ impl Sink {
     ) {
         let topic = self.names.of(Topic::Examples).to_owned();
         self.examples += changes.iter().map(|(_, diff)| diff).sum::<isize>();
-        let mut net = net(changes);
+        let mut net = net(changes, Some(&self.served));
         if let Some(mut rebuilt) = self.rebuilt.take() {
             // The first new epoch: the difference for what was open, the changes for the rest.
             rebuilt.apply(changes, &self.semantics);
             net.retain(|key, (partition, _)| !rebuilt.open(key, *partition, &self.semantics));
             for (key, (partition, value)) in &rebuilt.recomputed {
                 if rebuilt.standing.get(key).map(|(_, standing)| standing) != Some(value) {
-                    net.insert(key.clone(), (*partition, Some(value.clone())));
+                    let value = self.served.attach(*partition, key, value.clone());
+                    net.insert(key.clone(), (*partition, Some(value)));
                 }
             }
             for (key, (partition, _)) in &rebuilt.standing {
@@ -414,6 +475,16 @@ impl Sink {
         self.examples
     }
 
+    /// Impressions of which it is kept what stood for them: their examples may still change.
+    pub fn served_kept(&self) -> usize {
+        self.served.len()
+    }
+
+    /// Whether what stands has records of an older schema, which the first epoch that publishes writes anew.
+    pub fn outdated(&self) -> bool {
+        self.old_schema && !self.publishing
+    }
+
     /// Whether features are published by now.
     pub fn publishing(&self) -> bool {
         self.publishing
@@ -428,7 +499,7 @@ impl Rebuilt {
     }
 
     fn apply(&mut self, changes: &Changes<Arc<Example>>, semantics: &Semantics) {
-        for (key, (partition, value)) in net(changes) {
+        for (key, (partition, value)) in net(changes, None) {
             if !self.open(&key, partition, semantics) {
                 continue;
             }
@@ -440,13 +511,19 @@ impl Rebuilt {
     }
 }
 
-/// By key of `examples`, the partition and the value after an epoch's changes; `None` retracts.
-fn net(changes: &Changes<Arc<Example>>) -> BTreeMap<Vec<u8>, (u32, Option<Vec<u8>>)> {
+/// By key of `examples`, the partition and the value after an epoch's changes, with what was served where
+/// that is given; `None` retracts.
+fn net(changes: &Changes<Arc<Example>>, served: Option<&Kept>) -> BTreeMap<Vec<u8>, (u32, Option<Vec<u8>>)> {
     let mut net: BTreeMap<Vec<u8>, (u32, Option<Vec<u8>>)> = BTreeMap::new();
     for (example, diff) in changes {
-        let place = net.entry(example.identity.frame().into_bytes()).or_insert((example.partition, None));
-        if *diff > 0 {
-            place.1 = Some(example.record().encode());
+        let key = example.identity.frame().into_bytes();
+        let record = (*diff > 0).then(|| {
+            let served = served.and_then(|served| served.of(example.partition, &key));
+            ExampleRecord { served, ..example.record() }.encode()
+        });
+        let place = net.entry(key).or_insert((example.partition, None));
+        if record.is_some() {
+            place.1 = record;
         }
     }
     net

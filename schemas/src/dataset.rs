@@ -5,6 +5,7 @@
 //! the number is the row's place in its source: what a row's event id is made of, so that this order is
 //! the project's (event_time, event_id by bytes) within a user.
 
+use crate::example::Verdict;
 use crate::history::Label;
 use crate::item::Item;
 use crate::{Id, Millis};
@@ -24,13 +25,28 @@ pub struct Row {
     pub item: u32,
     /// Its place among the rows of the source, from 0.
     pub number: u32,
-    /// What it says: `None` makes no example.
+    /// What it says.
     pub label: Label,
     /// Whether it enters the user's history.
     pub engagement: bool,
+    /// Whether it is an example. An engagement with a label needn't be one: its example may stand elsewhere.
+    pub example: bool,
+    /// Whether an example's negative label stands for want of any outcome.
+    pub implicit: bool,
 }
 
 impl Row {
+    const NOTHING: Row = Row {
+        time: 0,
+        user: 0,
+        item: 0,
+        number: 0,
+        label: Label::None,
+        engagement: false,
+        example: false,
+        implicit: false,
+    };
+
     /// The event id: `r` and ten digits of the number, so that the order by bytes is that of the source.
     pub fn event_id(&self) -> Id {
         format!("r{:010}", self.number).into()
@@ -196,6 +212,8 @@ pub struct Dataset {
     users: Names,
     items: Names,
     rows: Vec<Row>,
+    /// How long after its time a row's label was known, by number; empty where that is never later.
+    delays: Vec<Millis>,
     catalog: Catalog,
 }
 
@@ -207,6 +225,7 @@ impl Dataset {
             users: Names::default(),
             items: Names::default(),
             rows: Vec::new(),
+            delays: Vec::new(),
             catalog: Catalog::default(),
         }
     }
@@ -221,7 +240,8 @@ impl Dataset {
         Ok(item)
     }
 
-    /// Adds an interaction: the next row of the source.
+    /// Adds an interaction: the next row of the source. With a label it is an example, and the label was known
+    /// at its time.
     ///
     /// # Errors
     /// Where no number is left.
@@ -233,10 +253,63 @@ impl Dataset {
         label: Label,
         engagement: bool,
     ) -> Result<(), TooMany> {
+        let example = label != Label::None;
+        self.push(user, item, Row { time, label, engagement, example, ..Row::NOTHING })
+    }
+
+    /// Adds an example whose label was known at `label_time`, and which is no engagement: an impression. The
+    /// engagements before it are rows of their own.
+    ///
+    /// # Errors
+    /// Where no number is left.
+    pub fn add_example(
+        &mut self,
+        user: &str,
+        item: &str,
+        (time, label_time): (Millis, Millis),
+        verdict: Verdict,
+    ) -> Result<(), TooMany> {
+        let implicit = verdict == Verdict::ImplicitNegative;
+        let row = Row { time, label: verdict.decision(), example: true, implicit, ..Row::NOTHING };
+        self.push(user, item, row)?;
+        if label_time != time {
+            self.delays.resize(self.rows.len(), 0);
+            self.delays[self.rows.len() - 1] = label_time.saturating_sub(time);
+        }
+        Ok(())
+    }
+
+    /// Adds an engagement that is no example.
+    ///
+    /// # Errors
+    /// Where no number is left.
+    pub fn add_engagement(
+        &mut self,
+        user: &str,
+        item: &str,
+        time: Millis,
+        label: Label,
+    ) -> Result<(), TooMany> {
+        self.push(user, item, Row { time, label, engagement: true, ..Row::NOTHING })
+    }
+
+    fn push(&mut self, user: &str, item: &str, row: Row) -> Result<(), TooMany> {
         let number = next(self.rows.len(), "rows")?;
         let (user, item) = (self.users.intern(user)?, self.items.intern(item)?);
-        self.rows.push(Row { time, user, item, number, label, engagement });
+        self.rows.push(Row { user, item, number, ..row });
         Ok(())
+    }
+
+    /// Leaves out the rows of users that aren't wanted. Numbers, of rows too, stay: what is left has the same
+    /// event ids.
+    pub fn retain_users(&mut self, wanted: impl Fn(&str) -> bool) {
+        let wanted: Vec<bool> = self.users.ids.iter().map(|id| wanted(id)).collect();
+        self.rows.retain(|row| wanted[row.user as usize]);
+    }
+
+    /// When a row's label was known.
+    pub fn label_time(&self, row: &Row) -> Millis {
+        row.time + self.delays.get(row.number as usize).copied().unwrap_or(0)
     }
 
     /// Puts the rows into the order of events.
@@ -301,5 +374,34 @@ mod tests {
         assert_eq!(catalog.creator_names().ids()[catalog.creator(0).unwrap() as usize].as_ref(), "y");
         assert_eq!(data.items().find("c"), Some(2));
         assert_eq!(ROW_BYTES, 24);
+        data.retain_users(|user| user == "u");
+        let left: Vec<_> = data.rows().iter().map(|row| (row.user, row.number)).collect();
+        assert_eq!((left, data.users().find("v")), (vec![(0, 0), (0, 2)], Some(1)));
+    }
+
+    #[test]
+    fn examples_know_when_their_labels_were_known() {
+        let mut data = Dataset::new("rate");
+        data.add_row("u", "a", 5, Label::Positive, true).unwrap();
+        data.add_row("u", "a", 6, Label::None, true).unwrap();
+        data.add_example("u", "b", (2, 9), Verdict::ImplicitNegative).unwrap();
+        data.add_example("u", "c", (4, 4), Verdict::Positive).unwrap();
+        data.add_engagement("u", "c", 4, Label::Positive).unwrap();
+        data.sort();
+        let told: Vec<_> = data
+            .rows()
+            .iter()
+            .map(|row| (row.time, data.label_time(row), row.label, row.example, row.implicit, row.engagement))
+            .collect();
+        assert_eq!(
+            told,
+            [
+                (2, 9, Label::Negative, true, true, false),
+                (4, 4, Label::Positive, true, false, false),
+                (4, 4, Label::Positive, false, false, true),
+                (5, 5, Label::Positive, true, false, true),
+                (6, 6, Label::None, false, false, true),
+            ]
+        );
     }
 }

@@ -26,6 +26,11 @@ impl Label {
             Label::None => "none",
         }
     }
+
+    /// The label of a word.
+    pub fn of_word(word: &str) -> Option<Self> {
+        [Label::Positive, Label::Negative, Label::None].into_iter().find(|label| label.word() == word)
+    }
 }
 
 /// One event as it stands in a history. The derived order is the order of events everywhere:

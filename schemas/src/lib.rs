@@ -21,6 +21,7 @@ pub mod invariants;
 pub mod item;
 pub mod limits;
 pub mod neighbour;
+pub mod ranking;
 pub mod topic;
 pub mod vector;
 pub mod wire;

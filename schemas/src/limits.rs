@@ -47,6 +47,9 @@ const DEMONSTRATION: usize = 38 + 10 + 2 + 1;
 /// One used neighbour on `features`: source, id, score, label.
 const NEIGHBOUR: usize = 1 + 38 + 10 + 2;
 
+/// One id of a demonstration or neighbour in what was served.
+const SERVED_ID: usize = 38;
+
 /// What an id or a word takes beside its own bytes: Avro's length.
 const LENGTH: usize = 5;
 
@@ -59,7 +62,9 @@ impl Semantics {
         // The key repeats the ids.
         let used = self.demonstrations * DEMONSTRATION + 2 * self.neighbours.selected * NEIGHBOUR;
         let feature = 4 * id + l * (id + 1) + used + 4 * VECTOR_WIDTH;
-        let example = 5 * id + l * (id + KIND_BYTES + LENGTH + 10 + 10);
+        let ids = self.demonstrations + 2 * self.neighbours.selected;
+        let served = ids * SERVED_ID + 4 * VECTOR_WIDTH;
+        let example = 5 * id + l * (id + KIND_BYTES + LENGTH + 10 + 10) + served;
         let answer = (2 * id + COT_BYTES).max(4 * TEXT_WIDTH);
         OVERHEAD + self.max_record_bytes.max(feature).max(example).max(answer)
     }

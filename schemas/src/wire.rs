@@ -83,13 +83,14 @@ pub struct Version {
     pub source: &'static str,
 }
 
-/// The schemas of one topic: every version, newest last.
-struct Codec {
+/// The schemas of one kind of record: every version, newest last.
+pub(crate) struct Codec {
     versions: Vec<Version>,
 }
 
 impl Codec {
-    fn new(sources: &[&'static str]) -> Self {
+    /// The codec of these schemas, of which there is at least one.
+    pub(crate) fn new(sources: &[&'static str]) -> Self {
         // A damaged length in a small value must not ask for more memory than any record has. It is a
         // setting of the process; the first call counts.
         apache_avro::util::max_allocation_bytes(crate::limits::RECORD_BYTES);
@@ -107,6 +108,38 @@ impl Codec {
 
     fn newest(&self) -> &Version {
         self.versions.last().expect("a topic has at least one schema")
+    }
+
+    /// A record as single-object Avro under the newest schema.
+    pub(crate) fn encode(&self, record: &impl Serialize) -> Vec<u8> {
+        let Version { fingerprint, schema, .. } = self.newest();
+        let mut out = Vec::with_capacity(128);
+        out.extend_from_slice(&MARKER);
+        out.extend_from_slice(fingerprint);
+        // Both can only fail where type and schema differ, which the golden test of each type rules out.
+        GenericDatumWriter::builder(schema)
+            .build()
+            .and_then(|writer| writer.write_ser(&mut out, record))
+            .expect("a record is a datum of its own schema");
+        out
+    }
+
+    /// Reads single-object Avro of any version.
+    pub(crate) fn decode<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, WireError> {
+        let (fingerprint, mut datum) = split_single_object(bytes).ok_or(WireError::Marker)?;
+        let version = self
+            .versions
+            .iter()
+            .find(|version| version.fingerprint == fingerprint)
+            .ok_or_else(|| WireError::Fingerprint(crate::framing::hex(&fingerprint)))?;
+        let record = GenericDatumReader::builder(version.schema)
+            .build()
+            .and_then(|reader| reader.read_deser(&mut datum))
+            .map_err(|e| WireError::Datum(e.to_string()))?;
+        if !datum.is_empty() {
+            return Err(WireError::Datum(format!("{} bytes follow the datum", datum.len())));
+        }
+        Ok(record)
     }
 }
 
@@ -132,7 +165,7 @@ codecs! {
     Epochs => ["epochs.v1.avsc", "epochs.v2.avsc"],
     Progress => ["progress.v1.avsc", "progress.v2.avsc"],
     Features => ["features.v1.avsc", "features.v2.avsc"],
-    Examples => ["examples.v1.avsc"],
+    Examples => ["examples.v1.avsc", "examples.v2.avsc"],
     DeadLetters => ["dead_letters.v1.avsc"],
 }
 
@@ -153,33 +186,12 @@ pub trait Wire: Serialize + DeserializeOwned {
 
     /// The value as single-object Avro under the newest schema.
     fn encode(&self) -> Vec<u8> {
-        let Version { fingerprint, schema, .. } = codec(Self::TOPIC).newest();
-        let mut out = Vec::with_capacity(128);
-        out.extend_from_slice(&MARKER);
-        out.extend_from_slice(fingerprint);
-        // Both can only fail where type and schema differ, which the golden test of each type rules out.
-        GenericDatumWriter::builder(schema)
-            .build()
-            .and_then(|writer| writer.write_ser(&mut out, self))
-            .expect("a record is a datum of its own schema");
-        out
+        codec(Self::TOPIC).encode(self)
     }
 
     /// Reads single-object Avro of any version of the topic's schema.
     fn decode(bytes: &[u8]) -> Result<Self, WireError> {
-        let (fingerprint, mut datum) = split_single_object(bytes).ok_or(WireError::Marker)?;
-        let version = versions(Self::TOPIC)
-            .iter()
-            .find(|version| version.fingerprint == fingerprint)
-            .ok_or_else(|| WireError::Fingerprint(crate::framing::hex(&fingerprint)))?;
-        let record = GenericDatumReader::builder(version.schema)
-            .build()
-            .and_then(|reader| reader.read_deser(&mut datum))
-            .map_err(|e| WireError::Datum(e.to_string()))?;
-        if !datum.is_empty() {
-            return Err(WireError::Datum(format!("{} bytes follow the datum", datum.len())));
-        }
-        Ok(record)
+        codec(Self::TOPIC).decode(bytes)
     }
 
     /// Reads a value of a format.

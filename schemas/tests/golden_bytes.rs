@@ -10,13 +10,14 @@ use ictflow_schemas::cot::{CotRecord, CotStatus};
 use ictflow_schemas::dead_letter::DeadLetter;
 use ictflow_schemas::embedding::{Embedding, EmbeddingStatus};
 use ictflow_schemas::epoch::{Actives, EpochRecord, Erasure, Outputs, Progress};
-use ictflow_schemas::example::{ExampleRecord, HistoryRecord};
+use ictflow_schemas::example::{ExampleRecord, HistoryRecord, Served};
 use ictflow_schemas::feature::{
     CotStatus as Status, Feature, NeighbourSource, UsedDemonstration, UsedNeighbour, VectorKind,
 };
 use ictflow_schemas::framing::hex;
 use ictflow_schemas::interaction::Interaction;
 use ictflow_schemas::item::Item;
+use ictflow_schemas::ranking::{RankedItem, Ranking};
 use ictflow_schemas::topic::Topic;
 use ictflow_schemas::wire::Wire;
 use std::collections::BTreeMap;
@@ -183,23 +184,37 @@ fn golden_values_decode_for_ever() {
             ..feature
         },
     );
+    let example = ExampleRecord {
+        user_id: text("u1"),
+        event_time: -1,
+        event_id: text("e-1"),
+        item_id: text("m9"),
+        label: 0,
+        implicit: true,
+        label_time: 1_800_000,
+        history: vec![HistoryRecord {
+            item_id: text("m0"),
+            kind: text("click"),
+            label: text("positive"),
+            event_time: -2,
+        }],
+        served: None,
+    };
+    golden.check(1, false, &example);
     golden.check(
-        1,
+        2,
         true,
         &ExampleRecord {
-            user_id: text("u1"),
-            event_time: -1,
-            event_id: text("e-1"),
-            item_id: text("m9"),
-            label: 0,
-            implicit: true,
-            label_time: 1_800_000,
-            history: vec![HistoryRecord {
-                item_id: text("m0"),
-                kind: text("click"),
-                label: text("positive"),
-                event_time: -2,
-            }],
+            served: Some(Served {
+                epoch: -3,
+                ict_weights: text("w"),
+                vector_kind: VectorKind::Attention,
+                demonstrations: vec![text("d1")],
+                neighbours: vec![text("n1"), text("n2")],
+                votes: vec![2.0, 0.25, -0.5, 0.0, 1.0, 0.5, 0.125, -0.25, 0.75],
+                ict: vec![0.5, -1.25],
+            }),
+            ..example
         },
     );
     golden.check(
@@ -216,5 +231,33 @@ fn golden_values_decode_for_ever() {
         },
     );
     let versions: usize = Topic::ALL.iter().map(|topic| ictflow_schemas::wire::versions(*topic).len()).sum();
-    assert_eq!(golden.0.len(), versions, "an entry for every version of every topic");
+    // One more: the lists of a consumer.
+    assert_eq!(golden.0.len(), versions + 1, "an entry for every version of every topic");
+}
+
+#[test]
+fn golden_rankings_decode_for_ever() {
+    let text = |t: &str| t.to_owned();
+    let record = Ranking {
+        user_id: text("u1"),
+        ranker: text("r"),
+        ranked: vec![RankedItem {
+            item_id: text("m9"),
+            score: 0.75,
+            cot_status: Status::Stale,
+            epoch: -3,
+            published_at: Some(9),
+            event_time: None,
+            ict_weights: text("w"),
+        }],
+    };
+    if std::env::var("GOLDEN").is_ok_and(|v| v == "write") {
+        println!("  \"rankings.v1\": \"{}\",", hex(&record.encode()));
+        return;
+    }
+    let golden: BTreeMap<String, String> =
+        serde_json::from_str(include_str!("../golden/values.json")).unwrap();
+    let bytes = unhex(&golden["rankings.v1"]);
+    assert_eq!(Ranking::decode(&bytes).unwrap(), record);
+    assert_eq!(hex(&record.encode()), hex(&bytes));
 }

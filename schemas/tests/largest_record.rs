@@ -5,7 +5,7 @@ use ictflow_schemas::config::Semantics;
 use ictflow_schemas::cot::{CotRecord, CotStatus};
 use ictflow_schemas::dead_letter::DeadLetter;
 use ictflow_schemas::embedding::{Embedding, EmbeddingStatus};
-use ictflow_schemas::example::{ExampleRecord, HistoryRecord};
+use ictflow_schemas::example::{ExampleRecord, HistoryRecord, Served};
 use ictflow_schemas::feature::{
     Feature, NeighbourSource, UsedDemonstration, UsedNeighbour, VectorKind, feature_key,
 };
@@ -73,6 +73,18 @@ fn largest(semantics: &Semantics) -> Vec<(&'static str, usize)> {
         implicit: true,
         label_time: i64::MIN,
         history: vec![entry; semantics.history_length],
+        served: Some(Served {
+            epoch: i64::MIN,
+            ict_weights: version(),
+            vector_kind: VectorKind::Attention,
+            demonstrations: vec!["00000000-0000-0000-0000-000000000000".to_owned(); semantics.demonstrations],
+            neighbours: vec![
+                "00000000-0000-0000-0000-000000000000".to_owned();
+                2 * semantics.neighbours.selected
+            ],
+            votes: vec![f32::MIN; ictflow_schemas::neighbour::VOTES],
+            ict: vec![f32::MIN; limits::VECTOR_WIDTH],
+        }),
     };
     // More of key and payload than a dead letter carries.
     let mut letter = DeadLetter {

@@ -883,6 +883,7 @@ FAULTS = {
         "features: neighbours",
         on_standing("features", lambda b, r: b["neighbours"][0].update(source="same_user"), neighbours_of),
     ),
+    "another label in the history": ("features: history_labels", on_standing("features", set_in("history_labels", [7]))),
     "another kind of vector": ("features: vector_kind", on_standing("features", set_in("vector_kind", "attention"))),
     "another model": ("features: llm_model", on_standing("features", set_in("llm_model", "x"))),
     "a field too many": ("features: surplus", on_standing("features", lambda b, r: b.update(surplus=1))),

@@ -25,13 +25,9 @@ pub struct Machine {
 impl Machine {
     /// This one.
     pub fn here() -> Fallible<Self> {
-        let cpu = std::fs::read_to_string("/proc/cpuinfo")?
-            .lines()
-            .find_map(|line| Some(line.strip_prefix("model name")?.split_once(':')?.1.trim().to_owned()))
-            .unwrap_or_else(|| std::env::consts::ARCH.to_owned());
         let load = std::fs::read_to_string("/proc/loadavg")?;
         Ok(Machine {
-            cpu,
+            cpu: ictflow_dataflows::machine::cpu(),
             cores: std::thread::available_parallelism()?.get(),
             memory_gib: kib("/proc/meminfo", "MemTotal:")? / (1 << 20) as f64,
             load_at_start: load.split(' ').next().unwrap_or_default().parse()?,

@@ -29,6 +29,7 @@ mod retrieval;
 mod script;
 mod stage;
 mod throughput;
+mod training;
 
 use clap::Parser;
 use report::Report;
@@ -63,7 +64,7 @@ pub struct Arguments {
 
 type Section = (&'static str, fn(&Arguments, &mut Report) -> Fallible<()>);
 
-const SECTIONS: [Section; 12] = [
+const SECTIONS: [Section; 13] = [
     ("throughput", throughput::measure),
     ("latency", latency::measure),
     ("retrieval", retrieval::measure),
@@ -74,6 +75,7 @@ const SECTIONS: [Section; 12] = [
     ("exactly-once", exactly_once::measure),
     ("recovery", recovery::measure),
     ("backfill", backfill::measure),
+    ("training", training::measure),
     ("encoder", models::encoder),
     ("llm", models::llm),
 ];

@@ -3,7 +3,7 @@
 //! Compared is the newest value of each key: of the live topic the newest that this epoch or an earlier one
 //! published. A key of which only later epochs' records are left (compaction took the earlier ones) can't be
 //! compared and is counted apart, as are examples older than `--from`, users who were erased, and examples
-//! that the live topic's retention has taken.
+//! that the live topic's retention has taken. What was served with an example isn't compared.
 //!
 //! Memory: a digest of each key's value on both topics.
 
@@ -14,6 +14,7 @@ use crate::sink::time_of_example;
 use crate::tail;
 use ictflow_connectors::Result;
 use ictflow_connectors::topics::Topics;
+use ictflow_schemas::example::comparable;
 use ictflow_schemas::framing::unframe;
 use ictflow_schemas::topic::{HEADER_EPOCH, Record, Topic};
 use ictflow_schemas::wire::Format;
@@ -96,9 +97,9 @@ impl Report {
 struct Mark([u8; 16]);
 
 impl Mark {
-    fn of(value: &[u8]) -> Self {
+    fn of(topic: Topic, value: &[u8]) -> Self {
         let mut mark = [0; 16];
-        mark.copy_from_slice(&blake3::hash(value).as_bytes()[..16]);
+        mark.copy_from_slice(&blake3::hash(&comparable(topic, value)).as_bytes()[..16]);
         Mark(mark)
     }
 }
@@ -142,7 +143,7 @@ fn compare_topic(
 ) -> Result<Compared> {
     let mut compared = Compared::default();
     let mut own: HashMap<Vec<u8>, (u32, Mark)> = HashMap::new();
-    read_whole(topics, here, |record| keep(&mut own, record))?;
+    read_whole(topics, here, |record| keep(topic, &mut own, record))?;
     let erased: HashSet<&str> = plan.erasures.iter().map(|erasure| erasure.user.as_str()).collect();
     let starts = topics.starts(live)?;
     let moved = |partition: u32| starts.get(partition as usize).is_some_and(|start| *start > 0);
@@ -161,7 +162,7 @@ fn compare_topic(
                 None => before_from.remove(key),
             };
         } else {
-            keep(&mut theirs, record);
+            keep(topic, &mut theirs, record);
         }
     })?;
     compared.before_from = before_from.len() as u64;
@@ -203,10 +204,10 @@ fn compare_topic(
     Ok(compared)
 }
 
-fn keep(marks: &mut HashMap<Vec<u8>, (u32, Mark)>, record: Record) {
+fn keep(topic: Topic, marks: &mut HashMap<Vec<u8>, (u32, Mark)>, record: Record) {
     let Some(key) = record.key else { return };
     match record.value {
-        Some(value) => marks.insert(key, (record.partition, Mark::of(&value))),
+        Some(value) => marks.insert(key, (record.partition, Mark::of(topic, &value))),
         None => marks.remove(&key),
     };
 }
@@ -269,8 +270,11 @@ fn said(epoch: Option<i64>) -> String {
 fn fields(own: &Value, live: &Value) -> String {
     let names: BTreeSet<&String> =
         [own, live].into_iter().filter_map(Value::as_object).flat_map(|fields| fields.keys()).collect();
-    let differ: Vec<&str> =
-        names.into_iter().filter(|name| own[*name] != live[*name]).map(String::as_str).collect();
+    let differ: Vec<&str> = names
+        .into_iter()
+        .filter(|name| *name != "served" && own[*name] != live[*name])
+        .map(String::as_str)
+        .collect();
     match differ.is_empty() {
         true => "bytes".to_owned(),
         false => differ.join(", "),

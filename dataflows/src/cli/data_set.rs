@@ -10,7 +10,7 @@ use ictflow_connectors::encoder::hashed::Hashed;
 use ictflow_connectors::encoder::minilm::MiniLm;
 use ictflow_connectors::{Error, Result};
 use ictflow_operators::ict::Shape;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Which data set, and how it is read.
 #[derive(Debug, Args)]
@@ -18,6 +18,13 @@ pub(super) struct DataSetOptions {
     /// The folder of the data set: RecBole's atomic files NAME.inter and, for texts, NAME.item.
     #[arg(long)]
     data: PathBuf,
+    #[command(flatten)]
+    reading: ReadingOptions,
+}
+
+/// How a data set is read.
+#[derive(Debug, Args)]
+pub(super) struct ReadingOptions {
     /// NAME, where the folder has several data sets and none of its own name.
     #[arg(long)]
     name: Option<String>,
@@ -31,6 +38,9 @@ pub(super) struct DataSetOptions {
     /// Which rows train, which choose, which test.
     #[arg(long, default_value = "time")]
     protocol: Protocol,
+    /// A fixed cut of so many users, by a hash of their ids, and the rows of these alone.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    users: Option<u64>,
     /// What makes text vectors: the MiniLM model of the cache, or vectors without meaning, for tests.
     #[arg(long, default_value = "minilm")]
     encoder: Encoder,
@@ -94,12 +104,36 @@ impl DataSetOptions {
     /// # Errors
     /// `Fatal` where the label rule isn't one, or the folder can't be read.
     pub(super) fn source(&self) -> Result<Source> {
+        self.reading.source(&self.data)
+    }
+
+    /// The encoder.
+    ///
+    /// # Errors
+    /// `Fatal` where its files are missing.
+    pub(super) fn encoder(&self) -> Result<Box<dyn Embed>> {
+        self.reading.encoder()
+    }
+}
+
+impl ReadingOptions {
+    /// A folder and how it is read.
+    ///
+    /// # Errors
+    /// `Fatal` where the label rule isn't one, or the folder can't be read.
+    pub(super) fn source(&self, data: &Path) -> Result<Source> {
         Ok(Source {
-            folder: self.data.clone(),
+            folder: data.to_owned(),
             name: self.name.clone(),
-            columns: self.columns()?,
+            columns: self.columns(data)?,
             protocol: self.protocol,
+            users: self.users.map(|users| usize::try_from(users).unwrap_or(usize::MAX)),
         })
+    }
+
+    /// The split.
+    pub(super) fn protocol(&self) -> Protocol {
+        self.protocol
     }
 
     /// The encoder.
@@ -114,7 +148,7 @@ impl DataSetOptions {
     }
 
     /// What the columns mean.
-    fn columns(&self) -> Result<Columns> {
+    fn columns(&self, data: &Path) -> Result<Columns> {
         let labels: Labels = self
             .label
             .parse()
@@ -147,7 +181,7 @@ impl DataSetOptions {
                 categories: usual.categories,
                 ..columns.clone()
             };
-            let folder = Folder::open(&self.data, self.name.as_deref())?;
+            let folder = Folder::open(data, self.name.as_deref())?;
             if folder.items(&taken).is_ok_and(|items| items.is_some()) {
                 return Ok(taken);
             }

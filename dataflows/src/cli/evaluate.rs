@@ -1,12 +1,14 @@
 //! `ictflow evaluate`: what neighbours are worth to a ranker, measured on a data set.
 
 use super::data_set::DataSetOptions;
+use super::training::{TrainingOptions, backbone};
 use crate::config::checked::models;
+use crate::cots::log::CotLog;
 use crate::ranking::arms::{ARMS, Arm, USUAL};
+use crate::ranking::cots::Cots;
 use crate::ranking::dataset::Prepared;
+use crate::ranking::delay::Delay;
 use crate::ranking::evaluate::{Options, evaluate};
-use crate::ranking::fit::Training;
-use crate::ranking::model::Sizes;
 use crate::ranking::table;
 use clap::Args;
 use ictflow_connectors::{Error, Result};
@@ -20,27 +22,49 @@ use std::path::PathBuf;
         ids              user, item, creator, categories and history, as ids\n  \
         text             ids, and the text vectors of item and history\n  \
         strong           text, and the user's own like-rate and count of labels: the fair baseline\n  \
+        strong+rate      strong, and the item's plain like-rate and count of labels, without similarity\n  \
         votes            strong, and the votes of neighbours on the same item and of the same user\n  \
         votes-recent     as votes, of the most recent neighbours in the place of the most similar\n  \
         votes-permuted   as votes, with labels that changed places: a control, it must gain nothing\n  \
         attention        strong, and the attention vector over neighbours\n  \
-        attention+votes  strong, votes and the attention vector\n\n\
+        attention+votes  strong, votes and the attention vector\n  \
+        decoder-CoT      strong, and the paper's decoder over demonstrations, with one of these CoTs\n  \
+        paper-CoT        ids, and the same vector: texts and labels are met in it alone\n\n\
+        CoT is one of nocot, template (fixed words), llm, shuffled (the LLM's, each at another demonstration)\n\
+        and label-free (the LLM's, written without the label). Demonstrations are training samples: those that\n\
+        the log of --cots explains, for all of these arms alike; without a log one in ten.\n\n\
         Every neighbour's label was known strictly before the sample; a leak ends the command in an error.\n\
         Weights are chosen by the validation part; the test part is scored once a cell, at its end.\n\
         A finished cell (backbone, arm, seed) is read back from --out, so the same command goes on after a kill.\n\
-        --out gets table.txt, table.json, table.csv, segments.csv, and in curves/ the epochs of each training.")]
+        --out gets table.txt, table.json, table.csv, table-segments.csv, the gains as a picture (table.svg), and in\n\
+        curves/ the epochs of each training. --table gives the table another name than that.")]
 pub(super) struct Arguments {
     #[command(flatten)]
     data_set: DataSetOptions,
     /// Backbones, with commas between them: deepfm, xdeepfm, autoint, dcn, dcnv2, din.
     #[arg(long, value_delimiter = ',', default_value = "deepfm", value_parser = backbone)]
     backbone: Vec<Kind>,
-    /// Arms, with commas between them; listed below.
+    /// Arms, with commas between them; listed below. 'all' are all of them.
     #[arg(long, value_delimiter = ',', default_values_t = USUAL.map(str::to_owned))]
     arms: Vec<String>,
+    /// How much later than its event a label is known, with commas between them, such as 0,10m,1h,1d: all
+    /// arms at each. Labels of neighbours, of demonstrations and of the user alike; what a user engaged with
+    /// is known at once.
+    #[arg(long, value_name = "DELAY", value_delimiter = ',', default_value = "0")]
+    label_delay: Vec<Delay>,
     /// Train each with the seeds 1 to this.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=1000))]
     seeds: u64,
+    /// Train so many models at once; it decides no figure. Each takes one core, and more where
+    /// RAYON_NUM_THREADS isn't 1.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=256))]
+    jobs: u64,
+    /// The log of CoTs that `ictflow cots` made: JSON Lines of a key and a record of the topic cot.
+    #[arg(long, value_name = "FILE")]
+    cots: Option<PathBuf>,
+    /// The name of the table's files in --out: several tables share its finished cells.
+    #[arg(long, value_name = "NAME", default_value = "table", value_parser = file_name)]
+    table: String,
     /// The folder of tables, curves and finished cells.
     #[arg(long, default_value = "target/evaluate")]
     out: PathBuf,
@@ -48,54 +72,10 @@ pub(super) struct Arguments {
     training: TrainingOptions,
 }
 
-/// How models are trained.
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Training")]
-struct TrainingOptions {
-    /// Samples of a step.
-    #[arg(long, value_name = "N", default_value_t = Training::default().batch as u64, value_parser = clap::value_parser!(u64).range(2..=1_000_000))]
-    batch: u64,
-    /// The most epochs.
-    #[arg(long, value_name = "N", default_value_t = Training::default().epochs as u64, value_parser = clap::value_parser!(u64).range(1..=10_000))]
-    epochs: u64,
-    /// How often an epoch the validation part is scored.
-    #[arg(long, value_name = "N", default_value_t = Training::default().checks as u64, value_parser = clap::value_parser!(u64).range(1..=1_000))]
-    checks: u64,
-    /// Checks without a better validation AUC after which a training ends.
-    #[arg(long, value_name = "N", default_value_t = Training::default().patience as u64, value_parser = clap::value_parser!(u64).range(1..=10_000))]
-    patience: u64,
-    /// The step of the optimiser, Adam.
-    #[arg(long, value_name = "RATE", default_value_t = Training::default().learning_rate, value_parser = rate)]
-    learning_rate: f64,
-    /// Its weight decay, coupled.
-    #[arg(long, value_name = "RATE", default_value_t = Training::default().weight_decay, value_parser = rate)]
-    weight_decay: f64,
-    /// d: the width of tables, vector and projected texts, a multiple of 4.
-    #[arg(long, value_name = "N", default_value_t = Sizes::default().width as u64, value_parser = clap::value_parser!(u64).range(4..=1024))]
-    width: u64,
-    /// Hidden widths of the deep net, with commas between them.
-    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = Sizes::default().hidden)]
-    hidden: Vec<usize>,
-    /// The share of values that dropout takes before each of them.
-    #[arg(long, value_name = "SHARE", default_value_t = Sizes::default().dropout, value_parser = rate)]
-    dropout: f64,
-    /// The deviation of the tables' first values; 0 leaves each backbone's own rule.
-    #[arg(long, value_name = "D", default_value_t = Sizes::default().deviation.unwrap_or_default(), value_parser = rate)]
-    deviation: f64,
-    /// What like-rates, counts and votes are multiplied by.
-    #[arg(long, value_name = "X", default_value_t = Sizes::default().scalar_scale)]
-    scalar_scale: f64,
-}
-
-fn backbone(name: &str) -> std::result::Result<Kind, String> {
-    let names = Kind::ALL.map(Kind::name).join(", ");
-    Kind::named(name).ok_or_else(|| format!("there is no backbone of this name: choose among {names}"))
-}
-
-fn rate(text: &str) -> std::result::Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(rate) if (0.0..=1.0).contains(&rate) => Ok(rate),
-        _ => Err("give a number within 0 to 1".to_owned()),
+fn file_name(text: &str) -> std::result::Result<String, String> {
+    match !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c)) {
+        true => Ok(text.to_owned()),
+        false => Err("give letters, digits, - and _".to_owned()),
     }
 }
 
@@ -104,32 +84,23 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let arms = arms(&arguments.arms)?;
     let data_set = &arguments.data_set;
     let mut encoder = data_set.encoder()?;
-    let prepared = Prepared::read(&data_set.source()?, &mut *encoder, &models().join("vectors"))?;
+    let vectors = models().join("vectors");
+    let prepared = Prepared::read(&data_set.source()?, &mut *encoder, &vectors)?;
+    let log = arguments.cots.as_deref().map(CotLog::read).transpose()?;
+    let cots = Cots::of(&prepared, &arms, log.as_ref(), &mut *encoder, &vectors.join("cots"))?;
     drop(encoder);
-    let training = &arguments.training;
     let options = Options {
         arms,
         backbones: distinct(&arguments.backbone),
+        delays: distinct(&arguments.label_delay),
         seeds: arguments.seeds,
-        sizes: Sizes {
-            width: training.width as usize,
-            hidden: training.hidden.clone(),
-            dropout: training.dropout,
-            deviation: Some(training.deviation).filter(|deviation| *deviation > 0.0),
-            scalar_scale: training.scalar_scale,
-        },
-        training: Training {
-            batch: training.batch as usize,
-            epochs: training.epochs as usize,
-            checks: training.checks as usize,
-            patience: training.patience as usize,
-            learning_rate: training.learning_rate,
-            weight_decay: training.weight_decay,
-        },
+        sizes: arguments.training.sizes(),
+        training: arguments.training.training(),
+        jobs: arguments.jobs as usize,
         out: arguments.out.clone(),
     };
-    let report = evaluate(&prepared, &options)?;
-    table::write_all(&report, &options.out)?;
+    let report = evaluate(&prepared, &cots, &options)?;
+    table::write_all(&report, &options.out, &arguments.table)?;
     // A reader that has seen enough ends the command, not in an error.
     let mut out = std::io::stdout().lock();
     let _ = out.write_all(table::text(&report).as_bytes()).and_then(|()| out.flush());
@@ -137,8 +108,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
+/// The name of all arms.
+const ALL: &str = "all";
+
 /// The arms of some names, each once.
 fn arms(names: &[String]) -> Result<Vec<Arm>> {
+    if names == [ALL] {
+        return Ok(ARMS.to_vec());
+    }
     let named = |name: &String| {
         Arm::named(name).ok_or_else(|| {
             let all = ARMS.map(|arm| arm.name).join(", ");

@@ -6,6 +6,7 @@
 
 mod backfill;
 mod check;
+mod consistency;
 mod cots;
 mod data_set;
 mod dead_letters;
@@ -13,9 +14,12 @@ mod erase;
 mod evaluate;
 mod explain;
 mod promote;
+mod rank;
 mod run;
 mod supervise;
 mod tail;
+mod train;
+mod training;
 mod verify;
 
 pub use run::{tell_address, warn_untrained};
@@ -49,6 +53,9 @@ enum Command {
     Backfill(backfill::Arguments),
     /// Find every problem of a configuration, its files and its connections. Writes nothing, but for --probe.
     Check(check::Arguments),
+    /// Compare what was served with each impression with what training sees as of it: the share that is equal,
+    /// the drift, and the causes. Calls and writes nothing.
+    Consistency(consistency::Arguments),
     /// Ask CoT texts for training examples of a data set, keep them in a log, and judge their quality.
     Cots(Box<cots::Arguments>),
     /// Dead letters: list them, or append them to their inputs again after a fix.
@@ -63,12 +70,17 @@ enum Command {
     Explain(explain::Arguments),
     /// Make a backfill's outputs the job's own.
     Promote(promote::Promote),
+    /// Rank users' live pairs by a trained ranker from the newest vectors on the feature topic: the reference
+    /// consumer.
+    Rank(rank::Arguments),
     /// Go back to the outputs before the last promote.
     Rollback(promote::Rollback),
     /// Run a job.
     Run(Box<run::Arguments>),
     /// Print decoded records of a topic as JSON Lines.
     Tail(Box<tail::Arguments>),
+    /// Train a ranker and the ICT weights that it reads vectors of, and write both to be served.
+    Train(Box<train::Arguments>),
     /// Recompute the outputs from the logs and compare them with what stands. Calls and writes nothing.
     Verify(verify::Arguments),
 }
@@ -127,6 +139,7 @@ fn run_parsed(cli: Cli) -> ExitCode {
     let result = match cli.command {
         Command::Backfill(arguments) => backfill::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
+        Command::Consistency(arguments) => consistency::run(&arguments).map(done),
         Command::Cots(arguments) => cots::run(&arguments).map(done),
         Command::DeadLetters(arguments) => dead_letters::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments).map(done),
@@ -134,9 +147,11 @@ fn run_parsed(cli: Cli) -> ExitCode {
         Command::Evaluate(arguments) => evaluate::run(&arguments).map(done),
         Command::Explain(arguments) => explain::run(&arguments).map(done),
         Command::Promote(arguments) => promote::promote(&arguments).map(done),
+        Command::Rank(arguments) => rank::run(&arguments).map(done),
         Command::Rollback(arguments) => promote::rollback(&arguments).map(done),
         Command::Run(arguments) => run::run(&arguments).map(done),
         Command::Tail(arguments) => tail::run(&arguments).map(done),
+        Command::Train(arguments) => train::run(&arguments).map(done),
         Command::Verify(arguments) => verify::run(&arguments),
     };
     result.unwrap_or_else(|error| {

@@ -53,7 +53,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
         workers: config.options.workers,
         chunk: arguments.chunk as usize,
     };
-    let mut shown = Shown::new();
+    let mut shown = Shown::new("verify", "interactions");
     let report = verify(&mut *topics, &plan, &job, arguments.epoch, |done, of| shown.show(done, of))?;
     shown.finish();
     let mut out = std::io::stdout().lock();
@@ -142,31 +142,34 @@ fn table(out: &mut impl Write, report: &Report) -> std::io::Result<()> {
 }
 
 /// A bar on a terminal, a plain line now and then elsewhere.
-struct Shown {
+pub(super) struct Shown {
+    /// The command, and what it counts.
+    of: (&'static str, &'static str),
     bar: Option<ProgressBar>,
     last: Instant,
 }
 
 impl Shown {
-    fn new() -> Self {
-        let style = ProgressStyle::with_template(
-            "verify {wide_bar} {pos}/{len} interactions ({per_sec}, {eta} left)",
-        );
+    pub(super) fn new(command: &'static str, what: &'static str) -> Self {
+        let style = ProgressStyle::with_template(&format!(
+            "{command} {{wide_bar}} {{pos}}/{{len}} {what} ({{per_sec}}, {{eta}} left)"
+        ));
         let bar = || ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        Shown { bar: std::io::stderr().is_terminal().then(bar), last: Instant::now() }
+        Shown { of: (command, what), bar: std::io::stderr().is_terminal().then(bar), last: Instant::now() }
     }
 
-    fn show(&mut self, done: u64, of: u64) {
+    pub(super) fn show(&mut self, done: u64, of: u64) {
         if let Some(bar) = &self.bar {
             bar.set_length(of);
             bar.set_position(done);
         } else if self.last.elapsed() > Duration::from_secs(10) {
             self.last = Instant::now();
-            eprintln!("verify: {done} of {of} interactions");
+            let (command, what) = self.of;
+            eprintln!("{command}: {done} of {of} {what}");
         }
     }
 
-    fn finish(&self) {
+    pub(super) fn finish(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }

@@ -427,6 +427,30 @@ impl Config {
         ))
     }
 
+    /// The store of the topics for a consumer beside the job, which may publish on a topic of its own. None of
+    /// ours is written, so no schema is registered.
+    ///
+    /// # Errors
+    /// `Fatal` where the input is files and the consumer publishes: they take no topics of others.
+    pub fn topics_of_consumer(&self, publishes: bool) -> Result<Box<dyn Topics>> {
+        if publishes && self.files.is_some() {
+            return Err(Error::fatal(
+                "publish on a topic",
+                "the job reads files",
+                "publish where the job is on topics (kafka or local)",
+            ));
+        }
+        // A state folder that isn't there isn't made.
+        drop(self.store(true)?);
+        let store = self.store(!publishes)?;
+        Ok(match &self.raw.registry {
+            Some(registry) => {
+                Box::new(Registered::open(store, registry.clone(), self.options.names.roles(), true)?)
+            }
+            None => store,
+        })
+    }
+
     /// The store of the topics for a replay of dead letters: it appends to inputs, which nothing frames
     /// anew, and needs their headers. A dry one writes nothing.
     pub fn topics_of_replay(&self, dry: bool) -> Result<Box<dyn Topics>> {

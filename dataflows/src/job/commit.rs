@@ -157,7 +157,7 @@ impl Job {
         self.options.edges.pass(Edge::BeforeCommit, record.epoch);
         let transaction = Instant::now();
         let committed =
-            self.sink.commit(record.epoch, publish, &output, &harvest.dead_letters, &erased, &offsets)?;
+            self.sink.commit(&record, publish, &output, &harvest.dead_letters, &erased, &offsets)?;
         let now = clock::now_ms();
         let ages = self.sink.published().iter().filter_map(|(user, vectors)| {
             activity.users.get(user).map(|time| (now.saturating_sub(*time).max(0), *vectors))

@@ -421,8 +421,7 @@ impl Job {
         let asked = self.options.generate && (!self.requester.idle() || !self.unjournaled.is_empty());
         if asked
             || !self.caught_up
-            // What stands is what an older program or a predecessor made, until the first epoch publishes.
-            || !self.sink.publishing()
+            || self.sink.outdated()
             || self.uncommitted.is_some()
             || self.switching()
             || self.truncation.to_record.is_some()

@@ -1,12 +1,15 @@
 //! Cells of an evaluation: one backbone, one arm, one seed. Each is a file, so that an evaluation that was
 //! killed goes on where it stood, and a longer one takes over what a shorter one did.
 //!
-//! A cell's file holds its key, everything that decides its figures, the curve of its training and the scores
-//! of the test part. It is read back where the key is the same to the letter; its name has the key's digest, so
+//! A cell's file holds its key, everything that decides its figures, the machine that it was trained on, the
+//! curve of its training and the scores of the test part. It is read back where the key is the same to the letter; its name has the key's digest, so
 //! cells of other data or settings stay beside it. Files come under their name only when whole.
 
 use super::arms::Arm;
+use super::cots::Cots;
 use super::dataset::{HISTORY, Prepared};
+use super::delay::Delay;
+use super::demonstrations::DEMONSTRATIONS;
 use super::fit::{Curve, Training};
 use super::model::{Sizes, settings};
 use ictflow_connectors::{Error, Result};
@@ -18,7 +21,7 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// Rises with every change of the code that moves a figure: cells of before are then made anew.
-const FIGURES: u32 = 1;
+const FIGURES: u32 = 2;
 
 /// What decides a cell's figures.
 #[derive(Clone, Debug, Serialize)]
@@ -35,7 +38,11 @@ pub struct Key {
     /// The arm.
     pub arm: Arm,
     neighbourhood: Option<(Neighbourhood, usize)>,
+    /// K, and the digest of the pool and its texts.
+    demonstrations: Option<(usize, String)>,
     training: Training,
+    /// How much later than its event a label is known; none for an arm that reads no labels.
+    pub label_delay: Delay,
     /// The seed.
     pub seed: u64,
 }
@@ -43,14 +50,14 @@ pub struct Key {
 impl Key {
     /// The key of a cell.
     pub fn of(
-        prepared: &Prepared,
+        (prepared, cots): (&Prepared, &Cots),
         backbone: Kind,
         arm: Arm,
         (sizes, training): (&Sizes, Training),
-        seed: u64,
+        (label_delay, seed): (Delay, u64),
     ) -> Self {
         // Neighbours are near by their texts too, so the encoder decides them.
-        let reads_texts = arm.text || arm.neighbours();
+        let reads_texts = arm.reads_texts() || arm.neighbours();
         Key {
             figures: FIGURES,
             data: prepared.digest.hex(),
@@ -62,17 +69,27 @@ impl Key {
             sizes: sizes.clone(),
             arm,
             neighbourhood: arm.neighbours().then(|| (Neighbourhood::default(), MAX_NEIGHBOURS)),
+            demonstrations: cots.digest(&arm).map(|digest| (DEMONSTRATIONS, digest.to_owned())),
             training,
+            label_delay: if arm.reads_labels() { label_delay } else { Delay::NONE },
             seed,
         }
     }
 
     /// The cell's name in files and messages.
     pub fn name(&self) -> String {
-        format!("{}-{}-{}", self.backbone.name(), self.arm.name, self.seed)
+        let (backbone, arm, seed) = (self.backbone.name(), self.arm.name, self.seed);
+        match self.label_delay {
+            Delay::NONE => format!("{backbone}-{arm}-{seed}"),
+            delay => format!("{backbone}-{arm}-after-{delay}-{seed}"),
+        }
     }
 
-    fn value(&self) -> Result<Value> {
+    /// The key as JSON.
+    ///
+    /// # Errors
+    /// None that a caller could cause.
+    pub(super) fn value(&self) -> Result<Value> {
         serde_json::to_value(self).map_err(defect)
     }
 
@@ -87,6 +104,8 @@ impl Key {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Cell {
     key: Value,
+    /// What it was trained on: another machine may give other last bits.
+    pub machine: String,
     /// Its training.
     pub curve: Curve,
     /// The probabilities of the test part's samples, in their order.
@@ -98,8 +117,8 @@ impl Cell {
     ///
     /// # Errors
     /// None that a caller could cause.
-    pub fn new(key: &Key, curve: Curve, scores: Vec<f32>) -> Result<Self> {
-        Ok(Cell { key: key.value()?, curve, scores })
+    pub fn new(key: &Key, machine: String, curve: Curve, scores: Vec<f32>) -> Result<Self> {
+        Ok(Cell { key: key.value()?, machine, curve, scores })
     }
 
     /// The cell of a key that was finished before, with as many scores as the test part has samples. A file

@@ -9,8 +9,10 @@ use ictflow_operators::ranking::histories::Histories;
 use ictflow_operators::ranking::split::{
     Hidden, Proportions, Sample, Split, by_time, leave_one_out, new_items,
 };
+use ictflow_schemas::Id;
 use ictflow_schemas::dataset::Dataset;
 use ictflow_schemas::framing::{Digest, Frame, text_digest};
+use ictflow_schemas::history::Label;
 use ictflow_schemas::vector::Quantised;
 use serde::Serialize;
 use std::collections::HashSet;
@@ -67,6 +69,8 @@ pub struct Source {
     pub columns: Columns,
     /// The split.
     pub protocol: Protocol,
+    /// A cut of so many users; all where `None`.
+    pub users: Option<usize>,
 }
 
 /// A data set with its split, histories and text vectors.
@@ -107,7 +111,10 @@ impl Prepared {
     /// # Errors
     /// Those of the folder, of the split and of the encoder.
     pub fn read(source: &Source, encoder: &mut dyn Embed, cache: &Path) -> Result<Self> {
-        let data = Folder::open(&source.folder, source.name.as_deref())?.read(&source.columns)?;
+        let mut data = Folder::open(&source.folder, source.name.as_deref())?.read(&source.columns)?;
+        if let Some(users) = source.users {
+            cut(&mut data, users);
+        }
         Prepared::of(data, source.protocol, encoder, cache)
     }
 
@@ -185,6 +192,16 @@ impl Prepared {
     }
 }
 
+/// Leaves the rows of so many users: those first in the order of a hash of their ids. It has nothing to do with
+/// what they did, and a larger cut holds a smaller one.
+pub fn cut(data: &mut Dataset, users: usize) {
+    let mut order: Vec<(Digest, Id)> =
+        data.users().ids().iter().map(|id| (text_digest(id), id.clone())).collect();
+    order.sort_unstable();
+    let wanted: HashSet<Id> = order.into_iter().take(users).map(|(_, id)| id).collect();
+    data.retain_users(|user| wanted.contains(user));
+}
+
 /// The vectors of all items with a text, by item number, and their width.
 fn vectors(data: &Dataset, encoder: &mut dyn Embed, cache: &Path) -> Result<(Vec<Option<Quantised>>, usize)> {
     let catalog = data.catalog();
@@ -218,7 +235,14 @@ fn contents(data: &Dataset) -> Digest {
     }
     for row in data.rows() {
         let frame = Frame::new().int(row.time).int(i64::from(row.user)).int(i64::from(row.item));
-        add(frame.int(i64::from(row.number)).text(row.label.word()).int(i64::from(row.engagement)));
+        let frame = frame.int(i64::from(row.number)).text(row.label.word()).int(i64::from(row.engagement));
+        // Rows of which this is all leave it out.
+        let plain = row.example == (row.label != Label::None) && !row.implicit;
+        let label_time = data.label_time(row);
+        add(match plain && label_time == row.time {
+            true => frame,
+            false => frame.int(i64::from(row.example)).int(i64::from(row.implicit)).int(label_time),
+        });
     }
     for item in 0..data.items().len() as u32 {
         let catalog = data.catalog();

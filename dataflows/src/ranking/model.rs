@@ -3,15 +3,16 @@
 //! The tables are the backbone's own, drawn by its rule; the vector's module reads the same ones. Texts enter
 //! the backbone through a net of their own (`field_text`); the module has another.
 
-use super::arms::Arm;
+use super::arms::{Arm, Vector};
 use super::tensors::{Batch, Columns};
 use candle_core::Tensor;
-use ictflow_operators::ict::training::{Architecture, Module, TrainingError};
+use ictflow_operators::ict::training::{Architecture, Decoded, Module, TrainingError};
 use ictflow_operators::ict::{Shape, TEXT_HIDDEN};
 use ictflow_operators::ranking::RankingError;
 use ictflow_operators::ranking::backbones::{Backbone, Inputs, Kind, Settings};
 use ictflow_operators::ranking::ids::Tables;
 use ictflow_operators::ranking::layers::{Maker, Phase, Projection};
+use ictflow_operators::ranking::loss::cross_entropy;
 use ictflow_operators::ranking::variables::{Role, Variables};
 use serde::Serialize;
 
@@ -85,7 +86,7 @@ pub fn settings(arm: &Arm, sizes: &Sizes) -> Settings {
         dropout: sizes.dropout,
         text: arm.text,
         scalars: arm.scalars(),
-        vector: arm.attention,
+        vector: arm.vector.is_some(),
         ..Settings::default()
     }
 }
@@ -115,9 +116,9 @@ impl Model {
             }
             false => None,
         };
-        let module = match arm.attention {
-            true => Some(module(settings.d, columns.text_width, seed, &mut variables)?),
-            false => None,
+        let module = match arm.vector {
+            Some(vector) => Some(module(vector, settings.d, columns.text_width, seed, &mut variables)?),
+            None => None,
         };
         let backbone = kind.build(&settings, &mut variables)?;
         Ok(Model { variables, arm, tables, backbone, text, module, scalar_scale: sizes.scalar_scale })
@@ -128,16 +129,48 @@ impl Model {
     /// # Errors
     /// Where the batch is of another arm.
     pub fn logits(&self, batch: &Batch, phase: &mut Phase) -> Result<Tensor, ModelError> {
+        Ok(self.forward(batch, phase)?.0)
+    }
+
+    /// The loss of a batch: the mean cross entropy of its labels, and so many times the reconstruction of the
+    /// CoTs where the arm has some.
+    ///
+    /// # Errors
+    /// Where the batch is of another arm.
+    pub fn loss(&self, batch: &Batch, phase: &mut Phase, reconstruction: f64) -> Result<Tensor, ModelError> {
+        let (logits, decoded) = self.forward(batch, phase)?;
+        let loss = cross_entropy(&logits, &batch.label)?;
+        match (&self.module, decoded, &batch.demonstrations) {
+            (Some(module), Some(decoded), Some(demonstrations))
+                if module.architecture() == Architecture::Decoder && reconstruction > 0.0 =>
+            {
+                let apart = module.reconstruction_loss(&decoded, demonstrations)?;
+                Ok((loss + (apart * reconstruction)?)?)
+            }
+            _ => Ok(loss),
+        }
+    }
+
+    /// The logits, and what the decoder says beside.
+    fn forward(&self, batch: &Batch, phase: &mut Phase) -> Result<(Tensor, Option<Decoded>), ModelError> {
         let text = match (&self.text, &batch.text) {
             (Some(net), Some([item, history])) => Some([net.forward(item)?, net.forward(history)?]),
             _ => None,
         };
-        let vector = match (&self.module, batch.samples(), &batch.neighbours) {
-            (Some(module), Some(samples), Some((parties, [same_item, same_user]))) => {
+        let (vector, decoded) = match (&self.module, batch.samples()) {
+            (Some(module), Some(samples)) => {
                 let query = module.sample_token(&self.tables, &samples)?;
-                Some(module.attend(&self.tables, &query, parties, [same_item, same_user])?)
+                if let Some((parties, [same_item, same_user])) = &batch.neighbours {
+                    let sources = [same_item, same_user];
+                    (Some(module.attend(&self.tables, &query, parties, sources)?), None)
+                } else if let Some(demonstrations) = &batch.demonstrations {
+                    let decoded = module.decode(&self.tables, &query, demonstrations)?;
+                    (Some(decoded.vector.clone()), Some(decoded))
+                } else {
+                    (None, None)
+                }
             }
-            _ => None,
+            _ => (None, None),
         };
         let inputs = Inputs {
             ids: batch.ids.clone(),
@@ -146,7 +179,7 @@ impl Model {
             scalars: batch.scalars.as_ref().map(|s| s.affine(self.scalar_scale, 0.0)).transpose()?,
             vector,
         };
-        Ok(self.backbone.logits(&inputs, phase)?)
+        Ok((self.backbone.logits(&inputs, phase)?, decoded))
     }
 
     /// The arm.
@@ -167,10 +200,21 @@ fn rescale(variables: &Variables, deviation: f64) -> Result<(), ModelError> {
     Ok(())
 }
 
-/// The module of the attention vector. Its own tables are left out: the ranker's are read.
-fn module(d: usize, text: usize, seed: u64, variables: &mut Variables) -> Result<Module, ModelError> {
+/// The module of a vector. Its own tables are left out: the ranker's are read.
+fn module(
+    vector: Vector,
+    d: usize,
+    text: usize,
+    seed: u64,
+    variables: &mut Variables,
+) -> Result<Module, ModelError> {
     let shape = Shape { d, text, user_rows: 1, item_rows: 1, creator_rows: 1, category_rows: 1 };
-    let module = Module::untrained(Architecture::Attention, shape, seed)?;
+    let architecture = match vector {
+        Vector::Attention => Architecture::Attention,
+        Vector::Decoder(Some(_)) => Architecture::Decoder,
+        Vector::Decoder(None) => Architecture::DecoderWithoutCot,
+    };
+    let module = Module::untrained(architecture, shape, seed)?;
     for (name, var) in module.variables() {
         if !Module::is_table(name) {
             variables.adopt(name, Role::Weight, var.clone())?;

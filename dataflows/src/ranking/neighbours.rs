@@ -8,6 +8,7 @@
 
 use super::arms::VOTE_SCALARS;
 use super::dataset::{Prepared, found};
+use super::delay::Delay;
 use super::failed;
 use super::progress::Progress;
 use ictflow_connectors::Result;
@@ -40,10 +41,11 @@ pub enum Selecting {
 const PERMUTED: u64 = 1;
 
 impl Selecting {
-    /// The options of the replay.
-    pub fn options(self) -> Options {
+    /// The options of the replay, with labels that are known so much later.
+    pub fn options(self, delay: Delay) -> Options {
         Options {
             neighbourhood: Neighbourhood::default(),
+            label_delay_ms: delay.0,
             most_recent: self == Selecting::Recent,
             permuted_labels: (self == Selecting::Permuted).then_some(PERMUTED),
             ..Options::default()
@@ -81,10 +83,11 @@ pub struct Neighbours {
 }
 
 /// The votes as scalars: counts as L2(1 + n) / 8, the others as they are.
-fn vote_scalars(votes: &Votes) -> [f32; VOTE_SCALARS] {
+pub(crate) fn vote_scalars(votes: &Votes) -> [f32; VOTE_SCALARS] {
     let count = |n: i64| count_scalar(n.unsigned_abs());
     let [_, ring, mean, weighted, _, rest @ ..] = votes.numbers();
     let [user_mean, user_weighted, deviation, weighted_deviation] = rest;
+    // The item's own rate comes first: an arm reads these two alone.
     let (of_item, of_user) = (count(votes.same_item.ring), count(votes.same_user.selected));
     [of_item, ring, mean, weighted, of_user, user_mean, user_weighted, deviation, weighted_deviation]
 }
@@ -112,6 +115,16 @@ impl Neighbours {
     /// # Errors
     /// `Fatal` where two examples are one or a leak was found.
     pub fn of(prepared: &Prepared, options: Options) -> Result<Self> {
+        let delay = options.label_delay_ms;
+        Neighbours::replay(prepared, options, |row| checked(row, delay))
+    }
+
+    /// The replay, each row through a check: tests plant leaks and look at what they are worth.
+    pub(super) fn replay(
+        prepared: &Prepared,
+        options: Options,
+        check: impl Fn(Row) -> Result<Row>,
+    ) -> Result<Self> {
         let Prepared { data, histories, .. } = prepared;
         let mut asked: Vec<Sample> = prepared.samples().copied().collect();
         let count = asked.len();
@@ -121,7 +134,6 @@ impl Neighbours {
             .iter()
             .map(|sample| LabelledExample::of(&example(data, histories, *sample)))
             .collect::<Vec<_>>();
-        let delay = options.label_delay_ms;
         let replay =
             Replay::new(examples, &texts, options).map_err(|error| failed("replay neighbours", error))?;
         let mut neighbours = Neighbours::with_room(count);
@@ -130,7 +142,7 @@ impl Neighbours {
             if done % 256 == 0 {
                 progress.at(done, "");
             }
-            let row = checked(row, delay)?;
+            let row = check(row)?;
             if row.place < count {
                 neighbours.set(data, &row)?;
             }

@@ -1,9 +1,13 @@
 //! How long work shows that it goes on: a bar on a terminal, a plain line now and then elsewhere. Both go to
-//! standard error.
+//! standard error. Bars of work that goes on at once stand below each other.
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
+
+/// All bars of the process.
+static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
 /// How often a plain line is written.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -25,7 +29,7 @@ impl Progress {
             // The template is a constant that parses; a plain bar is no reason to fail.
             let style = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {msg} ({eta} left)")
                 .unwrap_or_else(|_| ProgressStyle::default_bar());
-            ProgressBar::new(length).with_style(style).with_prefix(what.clone())
+            BARS.add(ProgressBar::new(length).with_style(style).with_prefix(what.clone()))
         });
         Progress { what, length, bar, last: Instant::now() }
     }

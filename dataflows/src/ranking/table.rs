@@ -1,8 +1,11 @@
 //! The table of an evaluation: aligned text for a person, JSON and CSV for programs. Its bytes depend on the
-//! figures alone.
+//! figures and on the machines alone.
 
 use super::cell::write;
-use super::evaluate::{Figure, Gain, Report};
+use super::cots::PoolFigures;
+use super::delay::Delay;
+use super::plot;
+use super::report::{Figure, Gain, Report};
 use ictflow_connectors::{Error, Result};
 use std::fmt::Write as _;
 use std::path::Path;
@@ -21,17 +24,59 @@ pub fn text(report: &Report) -> String {
         report.protocol,
         if report.seeds == 1 { "1 seed".to_owned() } else { format!("{} seeds", report.seeds) }
     );
+    let _ = writeln!(text, "trained on: {}", report.machines.join("; "));
+    if let Some(pool) = &report.pool {
+        let PoolFigures { demonstrations, explained, tokens_in, tokens_out } = pool;
+        let _ = writeln!(
+            text,
+            "demonstrations: {demonstrations}, of them explained by an LLM: {explained} ({tokens_in} tokens read, {tokens_out} written)"
+        );
+    }
     let _ = writeln!(
         text,
         "differences and RelaImpr are to the arm {}, intervals hold 95% of a bootstrap over users\n",
         report.reference
     );
+    text.push_str(&aligned(&rows(report)));
+    if !report.pairs.is_empty() {
+        text.push_str("\narms that differ in one thing\n");
+        text.push_str(&aligned(&pairs(report)));
+    }
+    for pair in &report.pairs {
+        if let Some(gained) = &pair.per_thousand_tokens {
+            let (backbone, arm, against) = (pair.backbone, pair.arm, pair.against);
+            let _ = writeln!(
+                text,
+                "gained a thousand tokens, {backbone} {arm} against {against}: AUC {:+.6}, GAUC {:+.6}",
+                gained.auc, gained.gauc
+            );
+        }
+    }
+    text.push_str("\nAUC by segment of the test\n");
+    text.push_str(&aligned(&segments(report)));
+    text
+}
+
+/// Whether labels were delayed anywhere: then lines name their delay.
+fn delayed(report: &Report) -> bool {
+    report.rows.iter().any(|row| row.label_delay != Delay::NONE)
+}
+
+/// Entries of a line, behind its delay where it is said.
+fn line(delay: Option<&str>, entries: impl IntoIterator<Item = String>) -> Vec<String> {
+    delay.map(str::to_owned).into_iter().chain(entries).collect()
+}
+
+/// A row of the table a line.
+fn rows(report: &Report) -> Vec<Vec<String>> {
+    let delayed = delayed(report);
     let heads =
         ["backbone", "arm", "valid AUC", "AUC", "GAUC", "LogLoss", "RelaImpr", "AUC gained", "GAUC gained"];
-    let mut lines = vec![heads.map(str::to_owned).to_vec()];
+    let mut lines = vec![line(delayed.then_some("delay"), heads.map(str::to_owned))];
     for row in &report.rows {
         let gains = row.gains.as_ref();
-        lines.push(vec![
+        let delay = row.label_delay.to_string();
+        let entries = [
             row.backbone.to_owned(),
             row.arm.to_owned(),
             figure(&row.valid_auc),
@@ -41,12 +86,29 @@ pub fn text(report: &Report) -> String {
             row.rela_impr.map_or(NONE.to_owned(), |percent| format!("{percent:+.2}%")),
             gains.map_or(NONE.to_owned(), |gains| gain(&gains.auc)),
             gains.map_or(NONE.to_owned(), |gains| gain(&gains.gauc)),
-        ]);
+        ];
+        lines.push(line(delayed.then_some(&delay), entries));
     }
-    text.push_str(&aligned(&lines));
-    text.push_str("\nAUC by segment of the test\n");
-    text.push_str(&aligned(&segments(report)));
-    text
+    lines
+}
+
+/// A pair of arms a line.
+fn pairs(report: &Report) -> Vec<Vec<String>> {
+    let delayed = delayed(report);
+    let heads = ["backbone", "arm", "against", "AUC gained", "GAUC gained"];
+    let mut lines = vec![line(delayed.then_some("delay"), heads.map(str::to_owned))];
+    for pair in &report.pairs {
+        let delay = pair.label_delay.to_string();
+        let entries = [
+            pair.backbone.to_owned(),
+            pair.arm.to_owned(),
+            pair.against.to_owned(),
+            gain(&pair.gains.auc),
+            gain(&pair.gains.gauc),
+        ];
+        lines.push(line(delayed.then_some(&delay), entries));
+    }
+    lines
 }
 
 /// What stands where there is no figure.
@@ -55,7 +117,10 @@ const NONE: &str = "-";
 /// A segment a line, an arm a column.
 fn segments(report: &Report) -> Vec<Vec<String>> {
     let mut head = vec!["segment".to_owned(), "samples".to_owned()];
-    head.extend(report.rows.iter().map(|row| format!("{} {}", row.backbone, row.arm)));
+    head.extend(report.rows.iter().map(|row| match row.label_delay {
+        Delay::NONE => format!("{} {}", row.backbone, row.arm),
+        delay => format!("{} {} after {delay}", row.backbone, row.arm),
+    }));
     let mut lines = vec![head];
     let first = report.rows.first().map_or(&[][..], |row| &row.segments);
     for (place, segment) in first.iter().enumerate() {
@@ -97,7 +162,7 @@ fn aligned(lines: &[Vec<String>]) -> String {
 /// One line a row of the table.
 pub fn csv(report: &Report) -> String {
     let mut text = String::from(
-        "backbone,arm,seeds,valid_auc,auc,auc_deviation,gauc,gauc_deviation,log_loss,log_loss_deviation,\
+        "backbone,arm,label_delay,seeds,valid_auc,auc,auc_deviation,gauc,gauc_deviation,log_loss,log_loss_deviation,\
          rela_impr,auc_gained,auc_low,auc_high,gauc_gained,gauc_low,gauc_high\n",
     );
     let maybe = |value: Option<f64>| value.map(|value| value.to_string()).unwrap_or_default();
@@ -118,22 +183,24 @@ pub fn csv(report: &Report) -> String {
         values.extend(gain(row.gains.map(|gains| gains.auc)));
         values.extend(gain(row.gains.map(|gains| gains.gauc)));
         let values: Vec<String> = values.into_iter().map(maybe).collect();
-        let _ = writeln!(text, "{},{},{},{}", row.backbone, row.arm, report.seeds, values.join(","));
+        let (backbone, arm, delay) = (row.backbone, row.arm, row.label_delay);
+        let _ = writeln!(text, "{backbone},{arm},{delay},{},{}", report.seeds, values.join(","));
     }
     text
 }
 
 /// One line a row of the table and a segment.
 pub fn segments_csv(report: &Report) -> String {
-    let mut text = String::from("backbone,arm,segment,samples,auc,gauc\n");
+    let mut text = String::from("backbone,arm,label_delay,segment,samples,auc,gauc\n");
     let maybe = |value: Option<f64>| value.map(|value| value.to_string()).unwrap_or_default();
     for row in &report.rows {
         for segment in &row.segments {
             let _ = writeln!(
                 text,
-                "{},{},{},{},{},{}",
+                "{},{},{},{},{},{},{}",
                 row.backbone,
                 row.arm,
+                row.label_delay,
                 segment.name,
                 segment.samples,
                 maybe(segment.auc),
@@ -144,15 +211,21 @@ pub fn segments_csv(report: &Report) -> String {
     text
 }
 
-/// Writes `table.txt`, `table.json`, `table.csv` and `segments.csv`.
+/// Writes NAME.txt, NAME.json, NAME.csv, NAME-segments.csv and, as a picture, NAME.svg.
 ///
 /// # Errors
 /// `Fatal` where a file can't be written.
-pub fn write_all(report: &Report, out: &Path) -> Result<()> {
+pub fn write_all(report: &Report, out: &Path, name: &str) -> Result<()> {
     let json = serde_json::to_string_pretty(report)
         .map_err(|error| Error::fatal("write the table", error, "this is a defect: please report it"))?;
-    write(&out.join("table.txt"), &text(report))?;
-    write(&out.join("table.json"), &(json + "\n"))?;
-    write(&out.join("table.csv"), &csv(report))?;
-    write(&out.join("segments.csv"), &segments_csv(report))
+    for (end, text) in [
+        (".txt", text(report)),
+        (".json", json + "\n"),
+        (".csv", csv(report)),
+        ("-segments.csv", segments_csv(report)),
+        (".svg", plot::svg(report)),
+    ] {
+        write(&out.join(format!("{name}{end}")), &text)?;
+    }
+    Ok(())
 }

@@ -8,20 +8,30 @@
 //! on, in the order of their numbers, and all others row 0, which stands for an absent id. So what is new in
 //! validation and test is new to the model.
 //!
+//! `train` has the rows of hashed tables in their place, since what it makes serves any id: see
+//! [`Vocabularies::hashed`].
+//!
 //! **Slots**: items are gathered by slot = number + 1; slot 0 is an absent item, with zeros everywhere. An
 //! item that training doesn't know has its text and known categories all the same.
 //!
 //! **Memory**: 4 B a history entry and a scalar of each sample, 768 B a neighbour-reading sample and source,
 //! one text vector an item.
 
-use super::arms::{Arm, LABEL_SCALARS, VOTE_SCALARS};
+use super::arms::{Arm, LABEL_SCALARS, RATE_SCALARS, VOTE_SCALARS, Vector};
 use super::dataset::{Part, Prepared};
+use super::delay::Delay;
+use super::demonstrations::DemonstrationColumns;
 use super::neighbours::{Nearest, Neighbours};
 use candle_core::{DType, Device, Result, Tensor};
-use ictflow_operators::ict::training::{Neighbours as Gathered, Parties, Samples};
+use ictflow_operators::ict::training::{
+    Demonstrations, HashedRows, Neighbours as Gathered, Parties, Samples, TableRows,
+};
 use ictflow_operators::ict::{MAX_NEIGHBOURS, SOURCES, count_scalar};
 use ictflow_operators::ranking::ids::Ids;
 use ictflow_operators::ranking::tables::Rows;
+use ictflow_schemas::Id;
+use ictflow_schemas::dataset::Dataset;
+use ictflow_schemas::framing::hashed_row;
 use ictflow_schemas::history::Label;
 use ictflow_schemas::neighbour::{RATE_ONE, rate_of};
 use ictflow_schemas::vector::SCALE;
@@ -45,6 +55,15 @@ impl Vocabulary {
             })
             .collect();
         Vocabulary { row, known: next }
+    }
+
+    /// The rows as a hashed table has them, compactly: what training names gets the row of its hashed one, and
+    /// so does any other id that shares one of these; all else has row 0. What serving would read, then.
+    fn hashed(&self, ids: &[Id], table: &mut TableRows) -> Self {
+        for (id, _) in ids.iter().zip(&self.row).filter(|(_, row)| **row > 0) {
+            table.add(id);
+        }
+        Vocabulary { row: ids.iter().map(|id| table.row_of(id)).collect(), known: table.len() as u32 - 1 }
     }
 
     /// The row of a number.
@@ -101,6 +120,32 @@ impl Vocabularies {
         }
     }
 
+    /// The rows of hashed tables instead of each id its own; `rows` gets those that training names.
+    pub fn hashed(&self, data: &Dataset, rows: &mut HashedRows) -> Self {
+        let catalog = data.catalog();
+        Vocabularies {
+            user: self.user.hashed(data.users().ids(), &mut rows.user),
+            item: self.item.hashed(data.items().ids(), &mut rows.item),
+            creator: self.creator.hashed(catalog.creator_names().ids(), &mut rows.creator),
+            category: self.category.hashed(catalog.category_names().ids(), &mut rows.category),
+        }
+    }
+
+    /// The rows of whole hashed tables, as a reader of the files has them.
+    pub fn whole(data: &Dataset, rows: Rows) -> Self {
+        let of = |table: &str, ids: &[Id], rows: usize| {
+            let known = rows as u32 - 1;
+            Vocabulary { row: ids.iter().map(|id| hashed_row(table, id, known + 1)).collect(), known }
+        };
+        let catalog = data.catalog();
+        Vocabularies {
+            user: of("user", data.users().ids(), rows.user),
+            item: of("item", data.items().ids(), rows.item),
+            creator: of("creator", catalog.creator_names().ids(), rows.creator),
+            category: of("category", catalog.category_names().ids(), rows.category),
+        }
+    }
+
     /// The rows of the four tables.
     pub fn rows(&self) -> Rows {
         Rows {
@@ -113,7 +158,7 @@ impl Vocabularies {
 }
 
 /// What is known of items, by slot.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Items {
     /// [S].
     row: Tensor,
@@ -127,8 +172,8 @@ struct Items {
     has_text: Tensor,
 }
 
-/// What the samples are, in the order train, validation, test.
-#[derive(Debug)]
+/// What the samples are, in the order train, validation, test. Clones share their tensors.
+#[derive(Clone, Debug)]
 pub struct Columns {
     items: Items,
     /// [N].
@@ -183,6 +228,17 @@ pub struct Batch {
     pub scalars: Option<Tensor>,
     /// The neighbours.
     pub neighbours: Option<(Parties, [Gathered; SOURCES])>,
+    /// The demonstrations.
+    pub demonstrations: Option<Demonstrations>,
+}
+
+/// What was retrieved for all samples, as far as an arm needs it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Retrieved<'a> {
+    /// The neighbours.
+    pub neighbours: Option<&'a NeighbourColumns>,
+    /// The demonstrations.
+    pub demonstrations: Option<&'a DemonstrationColumns>,
 }
 
 impl Batch {
@@ -210,7 +266,6 @@ impl Columns {
         let mut slots = Vec::with_capacity(count);
         let mut labels = Vec::with_capacity(count);
         let mut history = Vec::with_capacity(count * length);
-        let mut own = Vec::with_capacity(count * LABEL_SCALARS);
         for sample in prepared.samples() {
             let row = &data.rows()[sample.row as usize];
             users.push(vocabularies.user.row(row.user));
@@ -219,7 +274,6 @@ impl Columns {
             let before = histories.before(sample.row);
             history.extend(before.iter().map(|row| slot(data.rows()[*row as usize].item)));
             history.extend(std::iter::repeat_n(0, length - before.len()));
-            own.extend(own_labels(before.iter().map(|row| data.rows()[*row as usize].label)));
         }
         let ranges = [Part::Train, Part::Valid, Part::Test].map(|part| prepared.range(part));
         let device = &Device::Cpu;
@@ -229,11 +283,19 @@ impl Columns {
             slot: Tensor::from_vec(slots, count, device)?,
             history: Tensor::from_vec(history, (count, length), device)?,
             label: Tensor::from_vec(labels, count, device)?,
-            own_labels: Tensor::from_vec(own, (count, LABEL_SCALARS), device)?,
+            own_labels: own_labels(prepared, Delay::NONE)?,
             rows: vocabularies.rows(),
             text_width: prepared.text_width,
             parts: ranges,
         })
+    }
+
+    /// The same samples with labels that are known so much later. What users engaged with is known at once.
+    ///
+    /// # Errors
+    /// Where memory can't be had.
+    pub fn delayed(&self, prepared: &Prepared, delay: Delay) -> Result<Self> {
+        Ok(Columns { own_labels: own_labels(prepared, delay)?, ..self.clone() })
     }
 
     /// Where a part stands.
@@ -241,19 +303,15 @@ impl Columns {
         self.parts[part as usize].clone()
     }
 
-    /// The batch of some samples, as an arm needs it.
-    ///
-    /// # Errors
-    /// Where a sample is beyond the data set, or the arm needs neighbours and there are none.
-    pub fn batch(&self, samples: &[u32], arm: &Arm, neighbours: Option<&NeighbourColumns>) -> Result<Batch> {
-        let at = Tensor::new(samples, &Device::Cpu)?;
-        let slots = self.slot.index_select(&at, 0)?;
-        let history = self.history.index_select(&at, 0)?;
+    /// The ids of the samples `at`, with the slots of their items and histories.
+    fn ids(&self, at: &Tensor) -> Result<(Ids, [Tensor; 2])> {
+        let slots = self.slot.index_select(at, 0)?;
+        let history = self.history.index_select(at, 0)?;
         let (batch, length) = history.dims2()?;
         let entries = history.flatten_all()?;
         let items = &self.items;
         let ids = Ids {
-            user: self.user.index_select(&at, 0)?,
+            user: self.user.index_select(at, 0)?,
             item: items.row.index_select(&slots, 0)?,
             creator: items.creator.index_select(&slots, 0)?,
             categories: items.categories.index_select(&slots, 0)?,
@@ -261,24 +319,69 @@ impl Columns {
             history_creators: items.creator.index_select(&entries, 0)?.reshape((batch, length))?,
             history_categories: items.categories.index_select(&entries, 0)?.reshape((batch, length, ()))?,
         };
-        let text = if arm.text { Some(items.texts(&slots, &history)?) } else { None };
+        Ok((ids, [slots, history]))
+    }
+
+    /// The samples `at`, as the module of a vector reads them.
+    pub(super) fn samples(&self, at: &Tensor) -> Result<Samples> {
+        let (ids, [slots, history]) = self.ids(at)?;
+        let [item_text, history_text] = self.items.texts(&slots, &history)?;
+        Ok(Samples { ids, item_text, history_text })
+    }
+
+    /// The labels of the samples `at`, 0 or 1.
+    pub(super) fn labels(&self, at: &Tensor) -> Result<Tensor> {
+        self.label.index_select(at, 0)
+    }
+
+    /// The batch of some samples, as an arm needs it.
+    ///
+    /// # Errors
+    /// Where a sample is beyond the data set, or the arm needs what wasn't retrieved.
+    pub fn batch(&self, samples: &[u32], arm: &Arm, retrieved: Retrieved<'_>) -> Result<Batch> {
+        let at = Tensor::new(samples, &Device::Cpu)?;
+        let (ids, [slots, history]) = self.ids(&at)?;
+        let items = &self.items;
+        let text = if arm.reads_texts() { Some(items.texts(&slots, &history)?) } else { None };
+        let missing = |what: &str| candle_core::Error::Msg(format!("the arm {} needs {what}", arm.name));
+        let neighbours = || retrieved.neighbours.ok_or_else(|| missing("neighbours"));
+        let demonstrations = || retrieved.demonstrations.ok_or_else(|| missing("demonstrations"));
         let mut scalars = Vec::new();
         if arm.labels {
             scalars.push(self.own_labels.index_select(&at, 0)?);
         }
-        let needed = || neighbours.ok_or_else(|| candle_core::Error::Msg("the arm needs neighbours".into()));
+        if arm.rate {
+            scalars.push(neighbours()?.votes.narrow(1, 0, RATE_SCALARS)?.index_select(&at, 0)?);
+        }
         if arm.votes {
-            scalars.push(needed()?.votes.index_select(&at, 0)?);
+            scalars.push(neighbours()?.votes.index_select(&at, 0)?);
         }
         let scalars = if scalars.is_empty() { None } else { Some(Tensor::cat(&scalars, 1)?) };
-        let neighbours = if arm.attention { Some(needed()?.gather(&at, items)?) } else { None };
-        Ok(Batch { ids, label: self.label.index_select(&at, 0)?, text, scalars, neighbours })
+        let (neighbours, demonstrations) = match arm.vector {
+            None => (None, None),
+            Some(Vector::Attention) => (Some(neighbours()?.gather(&at, items)?), None),
+            Some(Vector::Decoder(_)) => (None, Some(demonstrations()?.gather(&at, self)?)),
+        };
+        Ok(Batch { ids, label: self.labels(&at)?, text, scalars, neighbours, demonstrations })
     }
 }
 
-/// What a user's own labels say: the rate of positive ones, shrunk to ½ and less ½, and L2(1 + n) / 8 of their
+/// What the users' own labels say of all samples, [N, 2].
+fn own_labels(prepared: &Prepared, delay: Delay) -> Result<Tensor> {
+    let Prepared { data, histories, .. } = prepared;
+    let rows = data.rows();
+    let mut all = Vec::with_capacity(prepared.len() * LABEL_SCALARS);
+    for sample in prepared.samples() {
+        let before = histories.before(sample.row).iter().map(|row| &rows[*row as usize]);
+        let known = before.filter(|row| delay.known(data.label_time(row), rows[sample.row as usize].time));
+        all.extend(label_scalars(known.map(|row| row.label)));
+    }
+    Tensor::from_vec(all, (prepared.len(), LABEL_SCALARS), &Device::Cpu)
+}
+
+/// What labels of a user say: the rate of positive ones, shrunk to ½ and less ½, and L2(1 + n) / 8 of their
 /// number n.
-fn own_labels(labels: impl Iterator<Item = Label>) -> [f32; LABEL_SCALARS] {
+fn label_scalars(labels: impl Iterator<Item = Label>) -> [f32; LABEL_SCALARS] {
     let (mut positive, mut all) = (0_i64, 0_i64);
     for label in labels.filter(|label| *label != Label::None) {
         positive += i64::from(label == Label::Positive);
@@ -415,7 +518,7 @@ impl NearestColumns {
 }
 
 /// The distinct values in ascending order, and the place of each value among them.
-fn distinct(values: &[u32]) -> (Vec<u32>, Vec<u32>) {
+pub(super) fn distinct(values: &[u32]) -> (Vec<u32>, Vec<u32>) {
     let mut all = values.to_vec();
     all.sort_unstable();
     all.dedup();

@@ -4,11 +4,16 @@
 #![allow(clippy::unwrap_used)]
 
 use super::dataset::{Prepared, Protocol};
+use ictflow_connectors::encoder::Embed;
 use ictflow_connectors::encoder::hashed::Hashed;
 use ictflow_operators::ranking::draws::Draws;
 use ictflow_schemas::dataset::Dataset;
+use ictflow_schemas::embedding::{Embedding, EmbeddingStatus};
+use ictflow_schemas::framing::text_digest;
 use ictflow_schemas::history::Label;
 use ictflow_schemas::item::Item;
+use ictflow_schemas::topic::Record;
+use ictflow_schemas::wire::Wire;
 
 /// Users, items, and the users that rate an item.
 const USERS: u32 = 24;
@@ -38,17 +43,24 @@ pub fn ratings() -> Vec<(u32, u32, i64, bool)> {
     all
 }
 
-/// The data set.
-pub fn data() -> Dataset {
-    let mut data = Dataset::new("rate");
-    for item in 0..ITEMS {
+/// The items with their ids.
+pub fn items() -> impl Iterator<Item = (String, Item)> {
+    (0..ITEMS).map(|item| {
         let record = Item {
             title: Some(format!("film {item}")),
             categories: (0..=item % 3).map(|category| format!("kind {category}")).collect(),
             creator: (item % 4 > 0).then(|| format!("studio {}", item % 5)),
             ..Item::default()
         };
-        data.add_item(&format!("i{item}"), &record).unwrap();
+        (format!("i{item}"), record)
+    })
+}
+
+/// The data set.
+pub fn data() -> Dataset {
+    let mut data = Dataset::new("rate");
+    for (id, record) in items() {
+        data.add_item(&id, &record).unwrap();
     }
     for (user, item, time, positive) in ratings() {
         let label = if positive { Label::Positive } else { Label::Negative };
@@ -62,4 +74,24 @@ pub fn data() -> Dataset {
 pub fn prepared(protocol: Protocol) -> Prepared {
     let cache = tempfile::tempdir().unwrap();
     Prepared::of(data(), protocol, &mut Hashed::new(16), cache.path()).unwrap()
+}
+
+/// The record on `embeddings` of a text, by the encoder of [`prepared`].
+pub fn embedding(text: &str) -> Record {
+    let mut encoder = Hashed::new(16);
+    let value = Embedding {
+        encoder: encoder.id().to_owned(),
+        digest: text_digest(text).hex(),
+        status: EmbeddingStatus::Ok,
+        vector: encoder.embed(&[text.to_owned()]).unwrap().remove(0),
+    };
+    Record {
+        partition: 0,
+        offset: 0,
+        timestamp: None,
+        key: Some(value.key()),
+        value: Some(value.encode()),
+        framed: None,
+        headers: vec![],
+    }
 }

@@ -4,12 +4,15 @@
 mod backfill;
 mod check;
 mod cluster;
+mod consistency;
 mod cots;
 mod dead_letters;
 mod demo;
 mod evaluate;
 mod explain;
 mod files;
+mod rank;
 mod signals;
 mod support;
 mod tail;
+mod train;

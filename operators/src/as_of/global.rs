@@ -1,8 +1,8 @@
 //! The source `global` as of each example's time: the paper's demonstrations, for training.
 //!
 //! **Computes**, for every example at t = its event_time: the selection of [`crate::retrieval::global`]
-//! for its user's history then and its item, among the eligible examples ([`selected`]) whose item has a
-//! vector, whose label was known strictly before t and whose event_time isn't older than
+//! for its user's history then and its item, among the eligible examples ([`selected`], and
+//! [`GlobalOptions::pool`]) whose item has a vector, whose label was known strictly before t and whose event_time isn't older than
 //! `demonstration_ttl` at t. An example whose item has no vector has no selection.
 //!
 //! Scores need no CoT, so none is asked for: a demonstration's CoT fields are empty, and who wants CoTs
@@ -13,7 +13,7 @@
 //! one product a demonstration, once. Memory: the demonstrations that are known, one i32 an (item,
 //! demonstration).
 
-use super::{Error, key};
+use super::{Error, Leak, key};
 use crate::eligible::selected;
 use crate::retrieval::global::{Best, ItemRow, Pool, UserRow};
 use crate::retrieval::split::SplitSum;
@@ -45,6 +45,9 @@ pub struct GlobalRow {
 /// How the source is replayed.
 #[derive(Clone, Copy, Debug)]
 pub struct GlobalOptions<'o> {
+    /// By place, which of the examples may be demonstrations beside what the strides say, such as those that
+    /// have a CoT; all where `None`, and none beyond its end.
+    pub pool: Option<&'o [bool]>,
     /// K, the strides, the time to live.
     pub semantics: &'o Semantics,
     /// Names the points, which decide ties.
@@ -86,8 +89,11 @@ impl<'o> GlobalReplay<'o> {
         super::check(&sorted)?;
         let queries: Vec<(Arc<Example>, usize)> =
             sorted.iter().map(|(_, place)| (examples[*place].clone(), *place)).collect();
+        let pooled = |place: usize| options.pool.is_none_or(|pool| pool.get(place) == Some(&true));
         sorted.retain(|(label, place)| {
-            vectors.contains_key(&label.item) && selected(&examples[*place], options.semantics)
+            pooled(*place)
+                && vectors.contains_key(&label.item)
+                && selected(&examples[*place], options.semantics)
         });
         sorted.sort_unstable();
         let waiting: Vec<Arc<Example>> =
@@ -188,6 +194,22 @@ impl Iterator for GlobalReplay<'_> {
 
 impl ExactSizeIterator for GlobalReplay<'_> {}
 
+/// The first leak of a row, if any.
+pub fn leak(row: &GlobalRow, label_delay_ms: Millis) -> Option<Leak> {
+    let example = &row.example;
+    row.used.iter().map(|(used, _)| used).find_map(|used| {
+        if used.identity == example.identity {
+            Some(Leak::Itself)
+        } else if (&used.identity.user, &used.item) == (&example.identity.user, &example.item) {
+            Some(Leak::OwnPair)
+        } else if used.label_time.saturating_add(label_delay_ms) >= example.identity.event_time {
+            Some(Leak::Later)
+        } else {
+            None
+        }
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -244,13 +266,18 @@ mod tests {
             semantics.cot_stride.positive = 1;
             semantics.cot_stride.implicit_negative = 1 + random.below(2);
             let delay = random.below(2) as i64 * 7;
+            // Of every third seed all may be demonstrations, of the others what has an even place.
+            let evens: Vec<bool> = (0..examples.len()).map(|place| place % 2 == 0).collect();
+            let pool = (seed % 3 > 0).then_some(evens.as_slice());
             let options =
-                GlobalOptions { semantics: &semantics, prompt_version: "p@1", label_delay_ms: delay };
+                GlobalOptions { pool, semantics: &semantics, prompt_version: "p@1", label_delay_ms: delay };
             let replay = GlobalReplay::new(&examples, &vectors, options).expect("no example is wrong");
             for row in replay {
                 let (query, t) = (&row.example, row.example.identity.event_time);
                 let own = |e: &Example| (&e.identity.user, &e.item) == (&query.identity.user, &query.item);
-                let known = examples.iter().filter(|e| {
+                assert_eq!(leak(&row, delay), None);
+                let pooled = examples.iter().zip(&evens).filter(|(_, even)| pool.is_none() || **even);
+                let known = pooled.map(|(example, _)| example).filter(|e| {
                     selected(e, &semantics)
                         && e.label_time + delay < t
                         && e.identity.event_time + 30 >= t
@@ -277,6 +304,37 @@ mod tests {
                 assert_eq!(found, best, "seed {seed}, {:?}", query.identity);
             }
         }
-        assert!(compared > 3_000, "only {compared} were compared");
+        assert!(compared > 2_000, "only {compared} were compared");
+    }
+
+    #[test]
+    fn a_planted_leak_is_told() {
+        let (vectors, semantics) = (HashMap::new(), Semantics::default());
+        let options =
+            GlobalOptions { pool: None, semantics: &semantics, prompt_version: "p@1", label_delay_ms: 0 };
+        let replay = GlobalReplay::new(&[], &vectors, options).expect("nothing is wrong");
+        let example = |user: &str, item: &str, id: &str, time: Millis| Example {
+            identity: Identity { user: user.into(), event_time: time, event_id: id.into() },
+            partition: 0,
+            item: item.into(),
+            verdict: Verdict::Positive,
+            label_time: time,
+            history: [].into(),
+        };
+        let asked = example("u", "i", "asked", 1_000);
+        let vector: HashMap<Id, Quantised> =
+            ["i", "j"].map(|item| (Id::from(item), Quantised::from([1_i16, 2]))).into();
+        let replay = GlobalReplay { vectors: &vector, ..replay };
+        for (other, delay, expected) in [
+            (example("v", "j", "earlier", 999), 0, None),
+            (asked.clone(), 0, Some(Leak::Itself)),
+            (example("u", "i", "again", 1), 0, Some(Leak::OwnPair)),
+            (example("v", "i", "at once", 1_000), 0, Some(Leak::Later)),
+            (example("v", "i", "delayed", 999), 1, Some(Leak::Later)),
+        ] {
+            let used = Arc::new(replay.demonstration(&other).expect("its item has a vector"));
+            let row = GlobalRow { place: 0, example: Arc::new(asked.clone()), used: vec![(used, 0)] };
+            assert_eq!(leak(&row, delay), expected, "{}", other.identity.event_id);
+        }
     }
 }

@@ -12,6 +12,8 @@
 //! made with the ones before. Where it names a shadow, weights beside those that serve, each update has its record
 //! too, which differs in vector and version only.
 //!
+//! **Served**: an impression is answered with what stood for its pair before the epoch ([`served`]).
+//!
 //! **Memory**: for a pair its selections, shared, and its vector; the tokens of the demonstrations in the
 //! pool, computed once each; rows and part, about 700 B, of every item that a pair or a history of one had
 //! since it last changed; all of it twice with a shadow. With attention also every item's state, shared, and 256 B a user and an item met
@@ -35,11 +37,13 @@ use ictflow_schemas::invariants;
 use ictflow_schemas::wire::Wire;
 use maker::{Maker, Shared, Wanted};
 use serde::{Deserialize, Serialize};
+use served::{ServedUpdate, Shown};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 mod maker;
 mod pooled;
+pub mod served;
 #[cfg(test)]
 mod tests;
 
@@ -50,10 +54,39 @@ pub enum Input {
     Pair(PairUpdate),
     /// A pair whose neighbours changed.
     Neighbours(NeighbourUpdate),
+    /// An impression of a pair.
+    Shown(Shown),
     /// An item's state, for the worker named; only for weights that read neighbours.
     Item(u64, (Id, Item)),
     /// The epoch's clock, for the worker named.
     Clock(u64, Clock),
+}
+
+/// What the operator gives.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Output {
+    /// A touched pair.
+    Update(FeatureUpdate),
+    /// What stood for an impression's pair before the epoch.
+    Served(ServedUpdate),
+}
+
+impl Output {
+    /// The touched pair.
+    pub fn update(self) -> Option<FeatureUpdate> {
+        match self {
+            Output::Update(update) => Some(update),
+            _ => None,
+        }
+    }
+
+    /// What stood for an impression.
+    pub fn served(self) -> Option<ServedUpdate> {
+        match self {
+            Output::Served(served) => Some(served),
+            _ => None,
+        }
+    }
 }
 
 /// What became of a touched pair, ready for the sink.
@@ -135,7 +168,8 @@ impl Features {
     }
 
     /// Takes an epoch's changes.
-    pub fn step(&mut self, changes: Changes<Input>, out: &mut Changes<FeatureUpdate>) {
+    pub fn step(&mut self, changes: Changes<Input>, out: &mut Changes<Output>) {
+        let changes = self.answer(changes, out);
         let mut clock = None;
         let mut touched: BTreeSet<(Id, Id)> = BTreeSet::new();
         let mut items: BTreeSet<Id> = BTreeSet::new();
@@ -171,6 +205,8 @@ impl Features {
                     items.insert(id);
                 }
                 Input::Clock(_, now) => clock = Some(now),
+                // Answered before.
+                Input::Shown(_) => {}
             }
         }
         let Some(clock) = clock else { return };
@@ -200,7 +236,7 @@ impl Features {
                 if !live && value.is_none() && pair.sources.is_none() {
                     self.pairs.remove(key);
                 }
-                out.push((FeatureUpdate { user, item, live, k, value, shadow }, 1));
+                out.push((Output::Update(FeatureUpdate { user, item, live, k, value, shadow }), 1));
             }
         }
         let caches = 1 + usize::from(self.shadow.is_some());
@@ -227,6 +263,20 @@ impl Features {
         }
         self.actives = Some(clock.actives.clone());
         true
+    }
+
+    /// Answers the impressions by what stands before the epoch's changes, and gives the rest.
+    fn answer(&self, changes: Changes<Input>, out: &mut Changes<Output>) -> Changes<Input> {
+        let mut rest = Changes::with_capacity(changes.len());
+        for (input, diff) in changes {
+            match input {
+                Input::Shown(shown) => {
+                    out.extend(self.stood(shown).map(|served| (Output::Served(served), diff)));
+                }
+                other => rest.push((other, diff)),
+            }
+        }
+        rest
     }
 
     /// Computes the vectors of some pairs that lack theirs.
@@ -349,6 +399,8 @@ pub struct Inputs<'s> {
     pub pairs: VecCollection<'s, Epoch, PairUpdate, isize>,
     /// Pairs whose neighbours changed.
     pub neighbours: VecCollection<'s, Epoch, NeighbourUpdate, isize>,
+    /// Impressions.
+    pub shown: VecCollection<'s, Epoch, Shown, isize>,
     /// Items' states.
     pub items: VecCollection<'s, Epoch, (u64, (Id, Item)), isize>,
     /// The clock.
@@ -360,19 +412,21 @@ pub fn features<'s>(
     inputs: Inputs<'s>,
     versions: Versions,
     semantics: &Semantics,
-) -> VecCollection<'s, Epoch, FeatureUpdate, isize> {
+) -> VecCollection<'s, Epoch, Output, isize> {
     let reads_items = versions.kind() == Kind::Attention;
     let mut state = Features::new(versions, semantics);
-    let Inputs { pairs, neighbours, items, clock } = inputs;
+    let Inputs { pairs, neighbours, shown, items, clock } = inputs;
     let mut input = pairs
         .map(Input::Pair)
         .concat(neighbours.map(Input::Neighbours))
+        .concat(shown.map(Input::Shown))
         .concat(clock.map(|(worker, clock)| Input::Clock(worker, clock)));
     if reads_items {
         input = input.concat(items.map(|(worker, item)| Input::Item(worker, item)));
     }
     let by = |input: &Input| match input {
         Input::Pair(PairUpdate { user, .. }) | Input::Neighbours(NeighbourUpdate { user, .. }) => route(user),
+        Input::Shown(shown) => route(&shown.identity.user),
         Input::Item(worker, _) | Input::Clock(worker, _) => *worker,
     };
     staged(input, "features", by, move |_, changes, out| state.step(changes, out))

@@ -1,9 +1,11 @@
+use super::served::Stood;
 use super::*;
 use crate::ict::{Shape, Weights, untrained, untrained_of};
 use crate::retrieval::UserView;
 use crate::retrieval::neighbours::tests::labelled;
 use ictflow_schemas::catalog::{ItemState, ItemVector};
 use ictflow_schemas::framing::text_digest;
+use ictflow_schemas::history::Identity;
 use ictflow_schemas::vector::{VectorSum, quantise};
 
 fn item(n: usize, creator: &str) -> Item {
@@ -19,6 +21,11 @@ fn item(n: usize, creator: &str) -> Item {
 }
 
 fn step(features: &mut Features, inputs: Vec<(Input, isize)>) -> Vec<FeatureUpdate> {
+    outputs(features, inputs).into_iter().filter_map(Output::update).collect()
+}
+
+/// The outputs of an epoch under the weights that serve.
+fn outputs(features: &mut Features, inputs: Vec<(Input, isize)>) -> Vec<Output> {
     let ict_weights = features.versions.serving().version().to_owned();
     let actives = Arc::new(Actives { ict_weights, ..Actives::default() });
     let shadow = features.versions.shadow().map(|weights| weights.version().into());
@@ -27,7 +34,7 @@ fn step(features: &mut Features, inputs: Vec<(Input, isize)>) -> Vec<FeatureUpda
     changes.push((Input::Clock(0, clock), 1));
     let mut out = Changes::new();
     features.step(changes, &mut out);
-    out.into_iter().map(|(update, _)| update).collect()
+    out.into_iter().map(|(output, _)| output).collect()
 }
 
 fn values(features: &mut Features, pairs: Vec<PairUpdate>) -> Vec<Option<Arc<[u8]>>> {
@@ -239,7 +246,7 @@ fn epochs_that_do_not_publish_ask_for_no_weights() {
     let clock = Clock { maxima: [].into(), now: 0, publish: false, actives, shadow: None };
     let mut out = Changes::new();
     features.step(vec![(Input::Clock(0, clock), 1)], &mut out);
-    assert_eq!(out, []);
+    assert!(out.is_empty());
     assert_eq!(step(&mut features, vec![(Input::Pair(pair(1)), 1)]).len(), 1);
 }
 
@@ -291,4 +298,90 @@ fn a_shadow_has_its_own_record_of_each_pair_and_changes_none_that_serves() {
         let without = step(&mut shadowed, vec![]);
         assert_eq!((values(&without), beside(&without)), (values(&same), vec![None, None]), "{kind}");
     }
+}
+
+/// An impression of that pair.
+fn shown(n: usize, id: &str) -> Shown {
+    let identity = Identity { user: "u".into(), event_time: 5, event_id: id.into() };
+    Shown { identity, item: format!("i{n}").into() }
+}
+
+/// What the impressions of an epoch were answered, in order of their ids.
+fn answers(outputs: Vec<Output>) -> Vec<(String, Stood)> {
+    let mut answers: Vec<(String, Stood)> = outputs
+        .into_iter()
+        .filter_map(Output::served)
+        .map(|served| (served.shown.identity.event_id.to_string(), served.stood))
+        .collect();
+    answers.sort();
+    answers
+}
+
+#[test]
+fn an_impression_is_answered_by_what_stood_before_its_epoch() {
+    for kind in [Kind::Decoder, Kind::Attention] {
+        let (one, two) = (weights(kind), other_weights(kind));
+        let mut features = Features::new(one.clone(), &Semantics::default());
+        // The epoch that makes the feature doesn't show it yet, wherever the impression stands among its
+        // changes; a pair that waits for its vector has none.
+        let inputs = vec![
+            (Input::Shown(shown(1, "first")), 1),
+            (Input::Pair(pair(1)), 1),
+            (Input::Neighbours(neighbours(1, &[2])), 1),
+            (Input::Shown(shown(1, "second")), 1),
+            (Input::Pair(PairUpdate { retrieved: None, ..pair(3) }), 1),
+        ];
+        let made = outputs(&mut features, inputs);
+        assert_eq!(answers(made.clone()), []);
+        let made: Vec<FeatureUpdate> = made.into_iter().filter_map(Output::update).collect();
+        let feature = &decoded(made[..1].to_vec())[0];
+        // The next epoch changes it, under other weights, and is answered by what stood.
+        features.versions.serve(two.clone()).expect("it fits");
+        let inputs = vec![
+            (Input::Neighbours(neighbours(1, &[2, 3])), 1),
+            (Input::Shown(shown(1, "a")), 1),
+            (Input::Shown(shown(1, "b")), 1),
+            (Input::Shown(shown(2, "unknown")), 1),
+            (Input::Shown(shown(3, "waits")), 1),
+        ];
+        let next = outputs(&mut features, inputs);
+        let answered = answers(next.clone());
+        assert_eq!(answered.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(answered[0].1, answered[1].1);
+        let served = answered[0].1.record(7);
+        assert_eq!((served.epoch, served.ict_weights.as_str()), (7, one.version()));
+        assert_eq!(served.vector_kind, feature.vector_kind);
+        assert_eq!((&served.ict, &served.votes), (&feature.ict, &feature.votes));
+        let ids = |feature: &Feature| feature.neighbours.iter().map(|n| n.id.clone()).collect::<Vec<_>>();
+        assert_eq!(served.neighbours, ids(feature));
+        assert_eq!(served.demonstrations.len(), feature.demonstrations.len());
+        assert_eq!(Stood::of(&served).as_ref(), Some(&answered[0].1), "it comes back from its record");
+        // What the epoch made of it is what the one after is answered.
+        let changed = decoded(next.into_iter().filter_map(Output::update).collect());
+        let later = answers(outputs(&mut features, vec![(Input::Shown(shown(1, "c")), 1)]));
+        let later = later[0].1.record(8);
+        assert_eq!((&later.neighbours, later.ict_weights.as_str()), (&ids(&changed[0])));
+        assert_eq!(later.ict, changed[0].ict);
+        // A pair that went is answered for the last time in the epoch in which it goes.
+        let gone = PairUpdate { retrieved: None, live: false, ..pair(1) };
+        let none = NeighbourUpdate { sources: None, ..neighbours(1, &[]) };
+        let inputs =
+            vec![(Input::Pair(gone), 1), (Input::Neighbours(none), 1), (Input::Shown(shown(1, "d")), 1)];
+        assert_eq!(answers(outputs(&mut features, inputs)).len(), 1);
+        assert_eq!(answers(outputs(&mut features, vec![(Input::Shown(shown(1, "e")), 1)])), []);
+    }
+}
+
+#[test]
+fn what_served_demonstrations_is_told_by_their_ids() {
+    let damaged = ictflow_schemas::example::Served {
+        epoch: 1,
+        ict_weights: "w".into(),
+        vector_kind: Kind::Decoder,
+        demonstrations: vec!["no id".into()],
+        neighbours: vec![],
+        votes: vec![],
+        ict: vec![],
+    };
+    assert_eq!(Stood::of(&damaged), None);
 }

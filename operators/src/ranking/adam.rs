@@ -5,7 +5,7 @@
 //! θ ← θ − lr / (1 − β1^t) · m / (√v / √(1 − β2^t) + ε)
 //! ```
 //!
-//! The decay goes through the moments: also rows of a table that a batch doesn't hold shrink by nearly a whole
+//! Tables of ids may have a λ of their own. The decay goes through the moments: also rows of a table that a batch doesn't hold shrink by nearly a whole
 //! learning rate a step. Decoupled decay would hardly move them, and rankers come out differently.
 //!
 //! It costs 8 bytes a trained value, and one pass over them a step.
@@ -24,6 +24,8 @@ pub struct Settings {
     pub learning_rate: f64,
     /// λ.
     pub weight_decay: f64,
+    /// λ of tables of ids, where it is another: an id is in few batches, and decay is what holds it small.
+    pub table_decay: Option<f64>,
     /// β1.
     pub beta1: f64,
     /// β2.
@@ -34,7 +36,14 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Settings { learning_rate: 0.01, weight_decay: 1e-4, beta1: 0.9, beta2: 0.999, epsilon: 1e-8 }
+        Settings {
+            learning_rate: 0.01,
+            weight_decay: 1e-4,
+            table_decay: None,
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+        }
     }
 }
 
@@ -146,13 +155,16 @@ fn update(
     moments.first.resize(count, 0.0);
     moments.second.resize(count, 0.0);
     moments.steps += 1;
-    let absent = match variable.role {
-        Role::Table => variable.var.dims().iter().skip(1).product(),
-        Role::Weight | Role::Statistic => 0,
+    let (absent, decay) = match variable.role {
+        Role::Table => {
+            let absent = variable.var.dims().iter().skip(1).product();
+            (absent, settings.table_decay.unwrap_or(settings.weight_decay))
+        }
+        Role::Weight | Role::Statistic => (0, settings.weight_decay),
     };
     let correction = |beta: f64| 1.0 - power(beta, moments.steps);
     let rates = Rates {
-        decay: settings.weight_decay as f32,
+        decay: decay as f32,
         first: (1.0 - settings.beta1) as f32,
         second: settings.beta2 as f32,
         square: (1.0 - settings.beta2) as f32,
@@ -266,7 +278,10 @@ mod tests {
     #[test]
     fn steps_follow_the_formula_in_double_precision() {
         let variables = variables();
-        let settings = Settings { weight_decay: 0.05, ..Settings::default() };
+        // By role: "x" is a weight, "t" a table.
+        let decays = [0.05, 0.2];
+        let settings =
+            Settings { weight_decay: decays[0], table_decay: Some(decays[1]), ..Settings::default() };
         let mut adam = Adam::new(settings);
         let begin = all(&variables);
         for _ in 0..5 {
@@ -277,7 +292,7 @@ mod tests {
             for (i, (begin, end)) in begin[place].iter().zip(&end[place]).enumerate() {
                 let (mut x, mut m, mut v) = (f64::from(*begin), 0.0, 0.0);
                 for t in 1..=5 {
-                    let g = 2.0 * x - 1.0 + 0.05 * x;
+                    let g = 2.0 * x - 1.0 + decays[place] * x;
                     m = 0.9 * m + 0.1 * g;
                     v = 0.999 * v + 0.001 * g * g;
                     x -= 0.01 / (1.0 - 0.9f64.powi(t)) * m / ((v / (1.0 - 0.999f64.powi(t))).sqrt() + 1e-8);
@@ -287,6 +302,20 @@ mod tests {
             }
         }
         assert_eq!(begin[2..], end[2..], "no gradient, no step");
+    }
+
+    #[test]
+    fn tables_decay_as_all_else_does_unless_they_are_told() {
+        let end = |table_decay| {
+            let variables = variables();
+            let mut adam = Adam::new(Settings { weight_decay: 0.05, table_decay, ..Settings::default() });
+            (0..3).for_each(|_| adam.step(&variables, &gradients(&variables)).unwrap());
+            all(&variables)
+        };
+        assert_eq!(end(None), end(Some(0.05)));
+        let other = end(Some(0.0));
+        assert_eq!(end(None)[0], other[0]);
+        assert_ne!(end(None)[1], other[1]);
     }
 
     #[test]

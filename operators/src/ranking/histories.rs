@@ -70,9 +70,9 @@ impl Histories {
     }
 }
 
-/// A sample as an example: that of an outcome without impression, so its label is known at its own time.
-/// A drawn negative is an implicit one, at the time and with the history of the row it belongs to; its
-/// event id is that row's with `.negative` behind it. The partition is 0.
+/// A sample as an example, its label known when the data set says. A drawn negative is an implicit one, at the
+/// time and with the history of the row it belongs to; its event id is that row's with `.negative` behind it. The
+/// partition is 0.
 pub fn example(data: &Dataset, histories: &Histories, sample: Sample) -> Example {
     let row = &data.rows()[sample.row as usize];
     let (users, items) = (data.users().ids(), data.items().ids());
@@ -95,17 +95,20 @@ pub fn example(data: &Dataset, histories: &Histories, sample: Sample) -> Example
         item: items[sample.item as usize].clone(),
         verdict: match (sample.positive, drawn) {
             (true, _) => Verdict::Positive,
-            (false, false) => Verdict::Negative,
-            (false, true) => Verdict::ImplicitNegative,
+            (false, false) if !row.implicit => Verdict::Negative,
+            (false, _) => Verdict::ImplicitNegative,
         },
-        label_time: row.time,
+        label_time: if drawn { row.time } else { data.label_time(row) },
         history: histories.before(sample.row).iter().map(entry).collect(),
     }
 }
 
-/// The sample of a labelled row; `None` for one without a label.
+/// The sample of a row that is an example; `None` for another.
 pub fn sample(data: &Dataset, row: u32) -> Option<Sample> {
     let of = &data.rows()[row as usize];
+    if !of.example {
+        return None;
+    }
     let sample = |positive| Sample { row, item: of.item, positive };
     match of.label {
         Label::Positive => Some(sample(true)),

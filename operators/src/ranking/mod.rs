@@ -1,14 +1,16 @@
 //! Ranking: from the ids of a sample, its scalars and its vector to the logit of a positive label.
 //!
 //! `ids` are the inputs and `tables` the embeddings, `backbones` the models, `layers` what they are built of,
-//! `loss` and `adam` what trains them, `weights` their file. Everything is drawn from a seed by name
-//! ([`random::Stream`]), so one seed gives the same weights on one machine, whatever the order of creation.
+//! `loss` and `adam` what trains them, `weights` their file, `checkpoint` that of a training under way. Everything
+//! is drawn from a seed by name ([`random::Stream`]), so one seed gives the same weights on one machine, whatever
+//! the order of creation.
 //!
 //! `split`, `histories` and `segments` are what a data set becomes, `metrics` and `bootstrap` what is measured.
 
 pub mod adam;
 pub mod backbones;
 pub mod bootstrap;
+pub mod checkpoint;
 pub mod draws;
 pub mod histories;
 pub mod ids;

@@ -13,7 +13,6 @@
 use super::histories::Histories;
 use super::split::{Sample, Split};
 use ictflow_schemas::dataset::Dataset;
-use ictflow_schemas::history::Label;
 
 /// What the training rows say of an item.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,7 +103,7 @@ pub fn segments(data: &Dataset, split: &Split, histories: &Histories, samples: &
             next += 1;
         }
         for (row, visible) in same_time.iter().zip(&split.visible[first..end]) {
-            labelled[row.item as usize] += u32::from(*visible && row.label != Label::None);
+            labelled[row.item as usize] += u32::from(*visible && row.example);
         }
         first = end;
     }

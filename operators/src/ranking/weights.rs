@@ -1,8 +1,8 @@
 //! The file of a ranker: one safetensors file with its tables, its `backbone.*` and whatever else its set of
 //! variables holds, and in its metadata what is needed to build the model anew.
 //!
-//! Under the key `ictflow` stands one JSON text: `backbone` (the kind), `settings`, `rows` (of the tables) and
-//! `notes`. Tensors are F32 and little-endian, sorted by name, with one metadata key, so the same variables give
+//! Under the key `ictflow` stands one JSON text: `backbone` (the kind), `settings`, `rows` (of the tables), `notes`
+//! and, in a file that ranks what stands on a feature topic, `serving`. Tensors are F32 and little-endian, sorted by name, with one metadata key, so the same variables give
 //! the same bytes. To read a file: [`describe`] it, build tables and backbone in a set of variables, [`read`].
 
 use super::RankingError;
@@ -10,6 +10,8 @@ use super::backbones::{Kind, Settings};
 use super::tables::Rows;
 use super::variables::{Role, Variables, values};
 use candle_core::{Device, Tensor};
+use ictflow_schemas::feature::VectorKind;
+use ictflow_schemas::neighbour::VOTES;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
@@ -29,6 +31,85 @@ pub struct Description {
     /// What training notes: data, seed, versions.
     #[serde(default)]
     pub notes: BTreeMap<String, String>,
+    /// How a consumer of `features` makes the model's inputs. `None` in a file that only goes on with the data
+    /// set that it was trained on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serving: Option<Serving>,
+}
+
+/// How the inputs of a ranker are made of a record of `features`, of `items` and of `embeddings`.
+///
+/// Its tables are hashed: the row of an id is [`ictflow_schemas::framing::hashed_row`] of the table's name and
+/// rows. Scalars are those of `labels`, then those of `votes`. The vector enters as it stands on the record. The
+/// file holds the tables, `field_text.*` where texts are read, and `backbone.*`; nothing that makes a vector.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Serving {
+    /// The user's own labels over the history: [`LABEL_SCALARS`].
+    pub labels: bool,
+    /// The votes of neighbours: [`VOTES`] scalars.
+    pub votes: bool,
+    /// What all scalars are multiplied by.
+    pub scalar_scale: f64,
+    /// The most history entries that are read: the newest.
+    pub history: usize,
+    /// The texts of item and history; there where the backbone reads them.
+    pub text: Option<TextInput>,
+    /// The vector; there where the backbone reads it.
+    pub vector: Option<VectorInput>,
+}
+
+/// Scalars of the user's own labels: their shrunk rate less one half, and their number.
+pub const LABEL_SCALARS: usize = 2;
+
+/// Which text vectors a ranker was trained on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TextInput {
+    /// The encoder's id, as `features` name it.
+    pub encoder: String,
+    /// D: the width of its vectors.
+    pub width: usize,
+}
+
+/// Which vectors a ranker was trained on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VectorInput {
+    /// Their kind.
+    pub kind: VectorKind,
+    /// The version of the ICT weights that made them, as `features` name it.
+    pub ict_weights: String,
+}
+
+impl Description {
+    /// How the model's inputs are made, checked against what the backbone reads.
+    ///
+    /// # Errors
+    /// [`RankingError::Unreadable`] where the file doesn't say, or contradicts itself.
+    pub fn serving(&self) -> Result<&Serving, RankingError> {
+        let Some(serving) = &self.serving else {
+            return Err(unreadable(&"it doesn't say how inputs are made of features (`serving`)"));
+        };
+        let scalars = LABEL_SCALARS * usize::from(serving.labels) + VOTES * usize::from(serving.votes);
+        let Settings { text, scalars: read, vector, .. } = self.settings;
+        let problem = if scalars != read {
+            format!("its inputs are {scalars} scalars, its backbone reads {read}")
+        } else if serving.text.is_some() != text {
+            format!("its inputs and its backbone don't agree on texts, which the backbone says are {text}")
+        } else if serving.vector.is_some() != vector {
+            format!(
+                "its inputs and its backbone don't agree on the vector, which the backbone says is {vector}"
+            )
+        } else if serving.text.as_ref().is_some_and(|text| text.width == 0) || serving.history == 0 {
+            "texts of no width, or a history of no entry".to_owned()
+        } else if !serving.scalar_scale.is_finite() {
+            "the scale of its scalars isn't a number".to_owned()
+        } else {
+            return Ok(serving);
+        };
+        Err(unreadable(&problem))
+    }
 }
 
 /// The bytes of a file.
@@ -121,7 +202,7 @@ mod tests {
         rows.create(settings.d, kind.init(), &mut variables).unwrap();
         kind.build(&settings, &mut variables).unwrap();
         let notes = BTreeMap::from([("seed".to_owned(), seed.to_string())]);
-        (variables, Description { backbone: kind, settings, rows, notes })
+        (variables, Description { backbone: kind, settings, rows, notes, serving: None })
     }
 
     fn all(variables: &Variables) -> Vec<Vec<f32>> {
@@ -139,6 +220,41 @@ mod tests {
             assert_ne!(all(&variables), all(&other));
             read(&bytes, &other).unwrap();
             assert_eq!(all(&variables), all(&other));
+        }
+    }
+
+    #[test]
+    fn what_a_file_says_of_its_inputs_agrees_with_its_backbone() {
+        let vector = VectorInput { kind: VectorKind::Attention, ict_weights: "w".to_owned() };
+        let good = Serving {
+            labels: true,
+            votes: true,
+            scalar_scale: 4.0,
+            history: 20,
+            text: None,
+            vector: Some(vector),
+        };
+        let description = |serving: Option<Serving>| {
+            let (_, description) = model(Kind::Din, 1);
+            let settings = Settings { scalars: 11, ..description.settings };
+            Description { settings, serving, ..description }
+        };
+        let (variables, _) = model(Kind::Din, 1);
+        let told = description(Some(good.clone()));
+        let read = describe(&write(&variables, &told).unwrap()).unwrap();
+        assert_eq!(read, told);
+        assert_eq!(read.serving().unwrap(), &good);
+        let text = Some(TextInput { encoder: "e".to_owned(), width: 4 });
+        for (serving, problem) in [
+            (None, "doesn't say how inputs"),
+            (Some(Serving { votes: false, ..good.clone() }), "2 scalars, its backbone reads 11"),
+            (Some(Serving { text, ..good.clone() }), "agree on texts"),
+            (Some(Serving { vector: None, ..good.clone() }), "agree on the vector"),
+            (Some(Serving { history: 0, ..good.clone() }), "a history of no entry"),
+            (Some(Serving { scalar_scale: f64::NAN, ..good }), "isn't a number"),
+        ] {
+            let refused = description(serving).serving().unwrap_err().to_string();
+            assert!(refused.contains(problem), "{refused}");
         }
     }
 

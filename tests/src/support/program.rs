@@ -9,7 +9,7 @@ use std::fs::OpenOptions;
 use std::io::Read;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitCode, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// Set in a process that is the program.
@@ -37,6 +37,17 @@ pub fn become_one() {
     std::process::exit(i32::from(code != ExitCode::SUCCESS));
 }
 
+/// The program by the name of a test that begins with [`become_one`].
+fn command(test: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(std::env::current_exe().expect("this binary"));
+    command
+        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .env(COMMAND, serde_json::to_string(arguments).expect("texts"))
+        .env_remove("ICTFLOW_LOG")
+        .stdin(Stdio::piped());
+    command
+}
+
 /// A running program.
 pub struct Program {
     child: Child,
@@ -50,18 +61,45 @@ impl Program {
     /// # Panics
     /// Where it can't be started.
     pub fn start(test: &str, folder: &Path, name: &str, arguments: &[&str]) -> Self {
+        Program::start_to(test, folder, name, arguments, Stdio::null())
+    }
+
+    /// [`Program::start`], with what it prints in another file of the folder: `NAME.out`.
+    ///
+    /// # Panics
+    /// Where it can't be started.
+    pub fn start_printing(test: &str, folder: &Path, name: &str, arguments: &[&str]) -> Self {
+        let out = std::fs::File::create(folder.join(format!("{name}.out"))).expect("a file");
+        Program::start_to(test, folder, name, arguments, out.into())
+    }
+
+    fn start_to(test: &str, folder: &Path, name: &str, arguments: &[&str], out: Stdio) -> Self {
         let log = folder.join(format!("{name}.log"));
         let file = OpenOptions::new().create(true).append(true).open(&log).expect("a log");
-        let child = Command::new(std::env::current_exe().expect("this binary"))
-            .args(["--exact", test, "--nocapture", "--test-threads=1"])
-            .env(COMMAND, serde_json::to_string(arguments).expect("texts"))
-            .env_remove("ICTFLOW_LOG")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(file)
-            .spawn()
-            .expect("a process");
+        let child = command(test, arguments).stdout(out).stderr(file).spawn().expect("a process");
         Program { child, log }
+    }
+
+    /// Runs the program to its end by the name of a test that begins with [`become_one`].
+    ///
+    /// # Panics
+    /// Where it can't be started.
+    pub fn run(test: &str, arguments: &[&str]) -> Output {
+        let mut command = command(test, arguments);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("a process");
+        // Its end would be the program's.
+        let held = child.stdin.take();
+        let output = child.wait_with_output().expect("its output");
+        drop(held);
+        output
+    }
+
+    /// The lines of JSON that a program printed, without those of the test harness.
+    pub fn printed(out: &str) -> Vec<Value> {
+        // A line that is still being written isn't one yet, and the harness begins one of its own.
+        let whole = out.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+        let objects = whole.filter_map(|line| line.find("{\"").map(|begin| &line[begin..]));
+        objects.map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
     }
 
     /// What it has said so far.

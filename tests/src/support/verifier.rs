@@ -6,6 +6,7 @@
 //! theirs.
 
 use ictflow_schemas::epoch::{EpochRecord, Progress};
+use ictflow_schemas::example::comparable;
 use ictflow_schemas::invariants;
 use ictflow_schemas::topic::{HEADER_EPOCH, HEADER_SUBSTEP, Record, Topic};
 use ictflow_schemas::wire::Wire;
@@ -161,7 +162,9 @@ fn compare(topic: Topic, standing: &Compacted, expected: &Compacted, violations:
     for (key, value) in expected {
         match standing.get(key) {
             None => violations.push(Violation::Lost(topic, key.clone())),
-            Some(other) if other != value => violations.push(Violation::Wrong(topic, key.clone())),
+            Some(other) if comparable(topic, other) != comparable(topic, value) => {
+                violations.push(Violation::Wrong(topic, key.clone()))
+            }
             Some(_) => {}
         }
     }

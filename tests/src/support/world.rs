@@ -25,6 +25,7 @@ use ictflow_operators::ict::{Shape, Weights, untrained};
 use ictflow_schemas::candidates::Candidates;
 use ictflow_schemas::config::Semantics;
 use ictflow_schemas::cot::CotRequest;
+use ictflow_schemas::example::comparable;
 use ictflow_schemas::framing::Partitioner;
 use ictflow_schemas::interaction::Interaction;
 use ictflow_schemas::item::Item;
@@ -281,10 +282,11 @@ impl World {
         active(&mut *self.topics(), &self.names(), Some(&self.job)).unwrap()
     }
 
-    /// The compacted values of a topic of this job: by key the newest value that isn't null.
+    /// The compacted values of a topic of this job: by key the newest value that isn't null, as jobs over the
+    /// same logs agree on it.
     pub fn compacted(&self, topic: Topic) -> BTreeMap<Vec<u8>, Vec<u8>> {
         let values = read_compacted(&mut *self.topics(), self.names().of(topic)).unwrap();
-        values.into_iter().map(|(key, (_, value))| (key, value)).collect()
+        values.into_iter().map(|(key, (_, value))| (key, comparable(topic, &value).into_owned())).collect()
     }
 }
 

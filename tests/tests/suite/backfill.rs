@@ -13,7 +13,7 @@ use ictflow_dataflows::backfill::{self, Order, Outcome, Plan, Report};
 use ictflow_dataflows::epochs::{self, read_compacted};
 use ictflow_dataflows::job::{Edge, Edges, Job};
 use ictflow_dataflows::names::Names;
-use ictflow_schemas::example::ExampleRecord;
+use ictflow_schemas::example::{ExampleRecord, comparable};
 use ictflow_schemas::feature::Feature;
 use ictflow_schemas::topic::Topic;
 use ictflow_schemas::wire::{Format, Wire};
@@ -118,10 +118,10 @@ fn conclude(world: &World, plan: &Plan) -> Outcome {
     backfill::conclude(&mut *world.topics(), &world.options(), plan).unwrap()
 }
 
-/// What stands on a topic of these names.
+/// What stands on a topic of these names, as jobs over the same logs agree on it.
 pub fn values(world: &World, names: &Names, topic: Topic) -> Values {
     let values = read_compacted(&mut *world.topics(), names.of(topic)).unwrap();
-    values.into_iter().map(|(key, (_, value))| (key, value)).collect()
+    values.into_iter().map(|(key, (_, value))| (key, comparable(topic, &value).into_owned())).collect()
 }
 
 fn of_backfill(world: &World, name: &str, topic: Topic) -> Values {

@@ -4,6 +4,7 @@
 mod backfill;
 mod bad_input;
 mod chaos;
+mod consistency;
 mod dead_letters;
 mod economy;
 mod endpoint;
@@ -17,6 +18,7 @@ mod models;
 mod parity;
 mod qdrant_job;
 mod qdrant_points;
+mod rank;
 mod registry;
 mod rescale;
 mod snapshots;

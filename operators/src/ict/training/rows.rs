@@ -91,7 +91,7 @@ impl TableRows {
 
     /// The hashed table [rows, d] of a compact one. Rows that no id of the data set has are zeros: of
     /// an id that training never saw nothing is known.
-    pub(super) fn scatter(&self, compact: &[f32], d: usize) -> Vec<f32> {
+    pub fn scatter(&self, compact: &[f32], d: usize) -> Vec<f32> {
         let mut table = vec![0.0; self.hashed_rows() * d];
         for (row, values) in self.hashed.iter().zip(compact.chunks_exact(d)) {
             table[*row as usize * d..][..d].copy_from_slice(values);
@@ -130,7 +130,7 @@ impl HashedRows {
     }
 
     /// The table of a tensor's name.
-    pub(super) fn of_tensor(&self, name: &str) -> Option<&TableRows> {
+    pub fn of_tensor(&self, name: &str) -> Option<&TableRows> {
         [&self.user, &self.item, &self.creator, &self.category]
             .into_iter()
             .find(|rows| name.strip_suffix(".weight") == Some(rows.table))

@@ -5,6 +5,7 @@ use crate::parity::{mutated, semantics};
 use ictflow_connectors::Disposition;
 use ictflow_dataflows::epochs::read_whole;
 use ictflow_schemas::epoch::{EpochRecord, Progress, WRITER_VERSION};
+use ictflow_schemas::example::ExampleRecord;
 use ictflow_schemas::feature::Feature;
 use ictflow_schemas::framing::Frame;
 use ictflow_schemas::topic::{NewRecord, Record, Topic};
@@ -79,6 +80,10 @@ fn older(from: &World, to: &World) -> usize {
                     let feature = Feature { votes, neighbours, history_labels, ..feature };
                     // Three empty lists, and the first kind.
                     first_version(topic, &feature, &[0, 0, 0, 0])
+                }
+                Topic::Examples => {
+                    old += 1;
+                    first_version(topic, &ExampleRecord::decode(&value).unwrap().without_served(), &[0])
                 }
                 _ => value,
             });
