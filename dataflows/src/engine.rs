@@ -14,7 +14,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use ictflow_connectors::{Error, Result};
 use ictflow_operators::Epoch;
 use ictflow_operators::clock::Clock;
-use ictflow_operators::ict::Weights;
+use ictflow_operators::ict::Versions;
 use ictflow_schemas::Id;
 use ictflow_schemas::config::Semantics;
 use std::collections::BTreeSet;
@@ -50,10 +50,10 @@ enum Workers {
 
 impl Engine {
     /// One worker that runs in the caller's thread.
-    pub fn here(semantics: &Arc<Semantics>, weights: &Arc<Weights>) -> Self {
+    pub fn here(semantics: &Arc<Semantics>, versions: &Versions) -> Self {
         let alone = Allocator::Thread(Thread::default());
         let mut worker = Worker::new(config(), alone, Some(Instant::now()));
-        let pipeline = pipeline(&mut worker, 1, semantics, weights);
+        let pipeline = pipeline(&mut worker, 1, semantics, versions);
         Engine {
             workers: Workers::Here(Box::new((worker, pipeline))),
             events: vec![0],
@@ -69,10 +69,10 @@ impl Engine {
     pub fn start(
         workers: usize,
         semantics: Arc<Semantics>,
-        weights: Arc<Weights>,
+        versions: impl Into<Versions>,
     ) -> std::result::Result<Self, String> {
         let (builders, others) = timely::CommunicationConfig::Process(workers).try_build()?;
-        Engine::launch(Session { builders, others }, (workers, 1), semantics, weights)
+        Engine::launch(Session { builders, others }, (workers, 1), semantics, versions.into())
     }
 
     /// As [`Engine::start`], with as many workers in each host of the cluster. They must have been
@@ -84,11 +84,11 @@ impl Engine {
         cluster: &Cluster,
         workers: usize,
         semantics: Arc<Semantics>,
-        weights: Arc<Weights>,
+        versions: Versions,
     ) -> Result<Self> {
         let started = match cluster.session(workers)? {
-            None => Engine::start(workers, semantics, weights),
-            Some(session) => Engine::launch(session, (workers, cluster.processes()), semantics, weights),
+            None => Engine::start(workers, semantics, versions),
+            Some(session) => Engine::launch(session, (workers, cluster.processes()), semantics, versions),
         };
         started.map_err(threads)
     }
@@ -97,7 +97,7 @@ impl Engine {
         session: Session,
         (workers, processes): (usize, usize),
         semantics: Arc<Semantics>,
-        weights: Arc<Weights>,
+        versions: Versions,
     ) -> std::result::Result<Self, String> {
         let mut commands = Vec::new();
         let mut outputs = Vec::new();
@@ -113,7 +113,7 @@ impl Engine {
             timely::execute::execute_from(session.builders, session.others, config(), move |worker| {
                 // The coordinator's workers are the first.
                 let (commands, outputs) = ends[worker.index()].clone();
-                let mut pipeline = pipeline(worker, workers, &semantics, &weights);
+                let mut pipeline = pipeline(worker, workers, &semantics, &versions);
                 while let Ok((epoch, clock, input)) = commands.recv() {
                     let output = pipeline.run(worker, epoch, clock, input);
                     if outputs.send(output).is_err() {
@@ -195,10 +195,10 @@ pub(crate) fn host(
     session: Session,
     workers: usize,
     semantics: Arc<Semantics>,
-    weights: Arc<Weights>,
+    versions: Versions,
 ) -> Result<()> {
     // The inputs close at once: every epoch is complete when the coordinator's workers say so.
-    let run = move |worker: &mut Worker| drop(pipeline(worker, workers, &semantics, &weights));
+    let run = move |worker: &mut Worker| drop(pipeline(worker, workers, &semantics, &versions));
     let guards =
         timely::execute::execute_from(session.builders, session.others, config(), run).map_err(threads)?;
     guards

@@ -10,7 +10,7 @@ use ictflow_connectors::llm::answer::Progress;
 use ictflow_connectors::llm::health::Health;
 use ictflow_connectors::llm::validate::Validator;
 use ictflow_connectors::llm::{Draft, Generate};
-use ictflow_operators::ict::Weights;
+use ictflow_operators::ict::Versions;
 use ictflow_schemas::cot::CotRequest;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,7 +20,7 @@ pub struct Models {
     encoder: Encoder,
     generators: Vec<Generator>,
     validator: Validator,
-    weights: Arc<Weights>,
+    weights: Versions,
 }
 
 impl Models {
@@ -29,7 +29,7 @@ impl Models {
         encoder: Box<dyn Embed>,
         generators: Vec<Box<dyn Generate>>,
         validator: Validator,
-        weights: Arc<Weights>,
+        weights: Versions,
     ) -> Self {
         Models {
             encoder: Encoder::of(encoder),
@@ -54,8 +54,8 @@ impl Models {
         self.validator.clone()
     }
 
-    /// The ICT weights.
-    pub fn weights(&self) -> Arc<Weights> {
+    /// The ICT weights. Those that a job switched to serve the next one, too.
+    pub fn weights(&self) -> Versions {
         self.weights.clone()
     }
 }

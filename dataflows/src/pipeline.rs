@@ -26,7 +26,8 @@
 //! `features` takes the impressions too, and says what stood for them.
 //!
 //! What `features` reads for its vector is a property of the weights: a decoder reads demonstrations, so
-//! `retrieval` has the pool; attention reads neighbours, and the pool stays away. Votes come either way.
+//! `retrieval` has the pool; attention reads neighbours, and the pool stays away. Votes come either way. So the
+//! kind stands while the graph does. Which weights of that kind are in force the clock of each epoch says.
 //!
 //! Data enters only at an epoch whose bounds are committed. What is slow or not deterministic, the
 //! LLM and the encoder, runs outside: its answers are logs and come back as inputs. Nothing
@@ -43,7 +44,7 @@ use ictflow_operators::eligible::{self, eligible};
 use ictflow_operators::features::served::{ServedUpdate, Shown};
 use ictflow_operators::features::{self, FeatureUpdate, features};
 use ictflow_operators::history::{self, history};
-use ictflow_operators::ict::{Kind, Weights};
+use ictflow_operators::ict::{Kind, Versions};
 use ictflow_operators::journal::journal;
 use ictflow_operators::labels::{self, labels};
 use ictflow_operators::neighbours::{self, neighbours};
@@ -151,7 +152,7 @@ pub fn pipeline(
     worker: &mut Worker,
     local: usize,
     semantics: &Arc<Semantics>,
-    weights: &Arc<Weights>,
+    versions: &Versions,
 ) -> Pipeline {
     let peers = worker.peers();
     let home = (peers > local).then_some((worker.index() % local) as u64);
@@ -210,9 +211,12 @@ pub fn pipeline(
                 clock: clock.clone(),
             },
             semantics.clone(),
-            weights.text_centre().into(),
+            {
+                let versions = versions.clone();
+                Box::new(move |version| versions.in_force(version).text_centre().into())
+            },
         );
-        let reads_pool = weights.kind() == Kind::Decoder;
+        let reads_pool = versions.kind() == Kind::Decoder;
         let (search, k) = if reads_pool { (semantics.search, k) } else { (Search::Exact, 0) };
         let retrieved = retrieval(
             retrieval::Inputs {
@@ -234,7 +238,7 @@ pub fn pipeline(
                 items: states,
                 clock,
             },
-            weights.clone(),
+            versions.clone(),
             semantics,
         );
 

@@ -18,7 +18,7 @@ use crate::texts::Texts;
 use ictflow_connectors::topics::Topics;
 use ictflow_connectors::{Error, Result};
 use ictflow_operators::clock::Clock;
-use ictflow_operators::ict::Weights;
+use ictflow_operators::ict::Versions;
 use ictflow_operators::retrieval::Found;
 use ictflow_schemas::config::{Search, Semantics};
 use ictflow_schemas::epoch::EpochRecord;
@@ -30,6 +30,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// What a recomputation is made of.
+#[derive(Clone)]
 pub struct Plan<'a> {
     /// The topics' names.
     pub names: &'a Names,
@@ -39,8 +40,8 @@ pub struct Plan<'a> {
     pub formats: BTreeMap<Topic, Format>,
     /// The encoder's id and width.
     pub encoder: (String, usize),
-    /// The weights in force at the epoch.
-    pub weights: Arc<Weights>,
+    /// The weights: those that serve, or among them, must be those of the epoch.
+    pub weights: Versions,
     /// Timely workers.
     pub workers: usize,
     /// Interactions of one coarse epoch; not read where the recorded epochs are run again.
@@ -167,6 +168,7 @@ fn clock_of(maxima: &[Millis], until: &EpochRecord, last: bool) -> Clock {
         now: if last { until.clock } else { maxima.iter().copied().max().unwrap_or(NO_TIME) },
         publish: last,
         actives: Arc::new(until.actives.clone()),
+        shadow: None,
     }
 }
 

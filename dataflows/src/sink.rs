@@ -16,6 +16,7 @@ mod tests;
 use crate::epochs::read_whole;
 use crate::names::Names;
 use crate::pipeline::EpochOutput;
+use crate::shadow::{Agreement, Shadow};
 use ictflow_connectors::clock;
 use ictflow_connectors::topics::{Topics, Writer};
 use ictflow_connectors::{Error, Result};
@@ -79,6 +80,8 @@ pub struct Sink {
     partitions: u32,
     semantics: Arc<Semantics>,
     standing: HashMap<Vec<u8>, Standing>,
+    /// The topic of the shadow's vectors, where there is one.
+    shadow: Option<Shadow>,
     /// Of these, those with all K demonstrations.
     full: usize,
     /// By user, the vectors that the last commit published.
@@ -177,8 +180,10 @@ impl Sink {
                 Some(rebuilt)
             }
         };
+        let shadow = names.shadow().map(|topic| Shadow::open(topics, topic)).transpose()?;
         Ok(Sink {
             writer,
+            shadow,
             names,
             job: job.to_owned(),
             partitions,
@@ -235,8 +240,13 @@ impl Sink {
         let mut committed = Committed { dead_letters: dead_letters.len() as u64, ..Committed::default() };
         let mut records = Vec::new();
         let epoch = bounds.epoch;
+        let first = publish && !self.publishing;
         self.serve(bounds, output, erased);
         self.features(epoch, &output.features, publish, &mut records, &mut committed);
+        if let Some(shadow) = self.shadow.as_mut().filter(|_| publish) {
+            let partition = |user: &[u8]| self.semantics.partitioner.partition(user, self.partitions);
+            shadow.follow(output.features.iter().map(|(update, _)| update), first, partition, &mut records);
+        }
         if self.pairs_live() > self.semantics.max_live_pairs {
             return Err(Error::fatal(
                 format!("commit epoch {epoch}"),
@@ -433,6 +443,11 @@ impl Sink {
     /// Whether the sink's writer still stands; see [`Writer::standing`].
     pub(crate) fn standing(&mut self, topic: &str) -> Result<()> {
         self.writer.standing(topic)
+    }
+
+    /// How near the shadow's vectors are; `None` without a shadow.
+    pub fn agreement(&self) -> Option<Agreement> {
+        self.shadow.as_ref().and_then(Shadow::agreement)
     }
 
     /// Features that stand on the topic.

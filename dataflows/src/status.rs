@@ -6,10 +6,11 @@
 
 use crate::job::{Job, MAX_UNJOURNALED, Step};
 use crate::points::Figures;
+use crate::weights;
 use ictflow_connectors::llm::health::{Health, Outcome};
 use ictflow_connectors::telemetry::server::Server;
 use ictflow_connectors::telemetry::status::{
-    Cot, Failures, Phase, PointsStatus, Queue, Service, SourceStatus, Stalled, Status, Totals,
+    Cot, Failures, Models, Phase, PointsStatus, Queue, Service, Shadow, SourceStatus, Stalled, Status, Totals,
 };
 use ictflow_connectors::telemetry::{Config, Telemetry};
 use ictflow_connectors::{Error, Result, clock};
@@ -115,6 +116,12 @@ impl Observer {
         self.telemetry.publish(self.status.clone());
     }
 
+    /// Takes what the watcher of the directory of weights did.
+    pub fn models(&mut self, figures: weights::Figures) {
+        self.status.models =
+            Models { switched: figures.switched, refused: figures.refused, ..self.status.models };
+    }
+
     /// Looks at a job whose start is over.
     pub fn started(&mut self, job: &Job) {
         let took = self.begun.elapsed();
@@ -218,6 +225,11 @@ impl Observer {
         status.caught_up = job.caught_up();
         status.publishing = job.sink().publishing();
         status.versions = versions(job);
+        status.models.shadow = job.sink().agreement().map(|agreement| Shadow {
+            pairs: agreement.pairs,
+            mean: agreement.mean,
+            least: agreement.least,
+        });
         status.sources = sources(job, &self.ends);
         status.queues = queues(job);
         status.live = live(job);

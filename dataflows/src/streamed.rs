@@ -89,7 +89,7 @@ pub fn streamed(
         generators: vec![Box::new(Template::new(Prompt::builtin()))],
         validator: Validator::new(&Prompt::builtin()),
         encoder,
-        weights,
+        weights: weights.into(),
         points: None,
         snapshots: None,
     };

@@ -1,7 +1,7 @@
 //! The present of an epoch: partition maxima and event clock, as its bounds record has them.
 
 use ictflow_schemas::epoch::Actives;
-use ictflow_schemas::{Millis, NO_TIME};
+use ictflow_schemas::{Id, Millis, NO_TIME};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -16,6 +16,9 @@ pub struct Clock {
     pub publish: bool,
     /// The versions in force.
     pub actives: Arc<Actives>,
+    /// The version of the ICT weights that stand beside those in force, where any do. No value of an output
+    /// depends on it but those of the shadow's own topic.
+    pub shadow: Option<Id>,
 }
 
 impl Clock {

@@ -305,7 +305,13 @@ mod tests {
         examples: &[(Arc<Example>, isize)],
         orders: Vec<Recovery>,
     ) -> Changes<Output> {
-        let clock = Clock { maxima: [maximum].into(), now: maximum, publish: false, actives: Arc::default() };
+        let clock = Clock {
+            maxima: [maximum].into(),
+            now: maximum,
+            publish: false,
+            actives: Arc::default(),
+            shadow: None,
+        };
         let examples = examples.iter().map(|(example, diff)| (Input::Example(example.clone()), *diff));
         let orders = orders.into_iter().map(|order| (Input::Recovery(order), 1));
         let mut out = Changes::new();

@@ -139,8 +139,13 @@ fn run(workers: usize, epochs: Vec<(Vec<Event>, Vec<i64>)>) -> Found {
                 }
             }
             let now = maxima.iter().copied().max().unwrap();
-            let clock =
-                Clock { maxima: maxima.as_slice().into(), now, publish: true, actives: Arc::default() };
+            let clock = Clock {
+                maxima: maxima.as_slice().into(),
+                now,
+                publish: true,
+                actives: Arc::default(),
+                shadow: None,
+            };
             clocks.insert((worker.index() as u64, clock));
             events.advance_to(epoch + 1);
             clocks.advance_to(epoch + 1);

@@ -99,6 +99,10 @@ pub struct Metrics {
     recall: GaugeVec,
     upsert_duration: Histogram,
     lookup_duration: Histogram,
+    models_switched: IntCounter,
+    models_refused: IntCounter,
+    shadow_cosine: GaugeVec,
+    shadow_pairs: GaugeVec,
     errors: IntCounterVec,
     retries: IntCounterVec,
 }
@@ -146,8 +150,13 @@ fn set(gauge: &IntGauge, value: u64) {
 
 /// Sets a gauge of a wall-clock time, or takes it away.
 fn set_time(gauges: &GaugeVec, labels: &[&str], ms: Option<i64>) {
-    match ms {
-        Some(ms) => gauges.with_label_values(labels).set(ms as f64 / 1_000.0),
+    set_fraction(gauges, labels, ms.map(|ms| ms as f64 / 1_000.0));
+}
+
+/// Sets a gauge, or takes it away.
+fn set_fraction(gauges: &GaugeVec, labels: &[&str], value: Option<f64>) {
+    match value {
+        Some(value) => gauges.with_label_values(labels).set(value),
         // It may never have been there.
         None => drop(gauges.remove_label_values(labels)),
     }
@@ -217,6 +226,10 @@ impl Metrics {
             recall: fractions(r, names::RECALL, &[]),
             upsert_duration: histogram(r, names::UPSERT_DURATION, &DURATIONS),
             lookup_duration: histogram(r, names::LOOKUP_DURATION, &DURATIONS),
+            models_switched: counter(r, names::MODELS_SWITCHED),
+            models_refused: counter(r, names::MODELS_REFUSED),
+            shadow_cosine: fractions(r, names::SHADOW_COSINE, &["of"]),
+            shadow_pairs: fractions(r, names::SHADOW_PAIRS, &[]),
             errors: counters(r, names::ERRORS, &["component", "stage", "error_type"]),
             retries: counters(r, names::RETRIES, &["component"]),
             registry: r.clone(),
@@ -292,6 +305,12 @@ impl Metrics {
                 set(&self.limit.with_label_values(&[queue.queue]), limit);
             }
         }
+        raise(&self.models_switched, status.models.switched);
+        raise(&self.models_refused, status.models.refused);
+        let shadow = status.models.shadow;
+        set_fraction(&self.shadow_cosine, &["mean"], shadow.map(|shadow| shadow.mean));
+        set_fraction(&self.shadow_cosine, &["least"], shadow.map(|shadow| shadow.least));
+        set_fraction(&self.shadow_pairs, &[], shadow.map(|shadow| shadow.pairs as f64));
         self.take_cots(status);
         if let Some(service) = &status.service {
             for (outcome, count) in &service.requests {

@@ -149,6 +149,24 @@ pub const ERRORS: Named =
 /// Retries.
 pub const RETRIES: Named = ("ictflow_retries_total", "What was tried again, by component.");
 
+/// Switches of the weights.
+pub const MODELS_SWITCHED: Named =
+    ("ictflow_models_switched_total", "Switches to other ICT weights while the job ran.");
+/// Refused weights.
+pub const MODELS_REFUSED: Named = (
+    "ictflow_models_refused_total",
+    "ICT weights that were named and couldn't be loaded or don't fit: those from before went on serving.",
+);
+
+/// Agreement of the shadow.
+pub const SHADOW_COSINE: Named = (
+    "ictflow_shadow_cosine_ratio",
+    "Cosine of the vectors that serve and those of the shadow, mean and least over the pairs that the last epoch touched. Absent without a shadow.",
+);
+/// Pairs compared.
+pub const SHADOW_PAIRS: Named =
+    ("ictflow_shadow_compared_pairs", "Pairs over which that cosine was taken. Absent without a shadow.");
+
 // What an LLM endpoint and a store of points measure, once they are there.
 
 /// An open breaker.
@@ -185,7 +203,11 @@ pub const LOOKUP_DURATION: Named =
     ("ictflow_lookup_duration_seconds", "Time that the lookups of an epoch in the vector store took.");
 
 /// Every metric above, to be checked at once. `process_*` come from the registry's own collector.
-pub const ALL: [Named; 50] = [
+pub const ALL: [Named; 54] = [
+    SHADOW_COSINE,
+    SHADOW_PAIRS,
+    MODELS_SWITCHED,
+    MODELS_REFUSED,
     BUILD_INFO,
     READY,
     STALLED,

@@ -85,8 +85,32 @@ pub struct Status {
     pub service: Option<Service>,
     /// The store of points, where there is one.
     pub points: Option<PointsStatus>,
+    /// Switches of the ICT weights.
+    pub models: Models,
     /// Failures that didn't end the job.
     pub errors: Vec<Failures>,
+}
+
+/// What became of ICT weights that were named while the process ran.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Models {
+    /// Switches to other weights.
+    pub switched: u64,
+    /// What was refused: those from before went on serving.
+    pub refused: u64,
+    /// The weights that stand beside those that serve, where any do.
+    pub shadow: Option<Shadow>,
+}
+
+/// How near two models' vectors are, over the pairs that the last epoch touched.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Shadow {
+    /// Pairs.
+    pub pairs: u64,
+    /// The mean of their cosines.
+    pub mean: f64,
+    /// The least of them.
+    pub least: f64,
 }
 
 /// A job between a failure that may pass and its new start. Words of the program only.

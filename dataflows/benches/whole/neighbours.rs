@@ -108,7 +108,7 @@ impl Stand {
             period,
             publish: false,
             sketches: EffectiveSketches::new(semantics.neighbours),
-            neighbours: Neighbours::new(semantics, [].into()),
+            neighbours: Neighbours::new(semantics, Box::new(|_| [].into())),
         }
     }
 
@@ -140,6 +140,7 @@ impl Stand {
             now: self.now,
             publish: self.publish,
             actives: Arc::default(),
+            shadow: None,
         };
         let begun = Instant::now();
         let mut sketched = vec![(sketches::Input::Clock(0, clock.clone()), 1)];

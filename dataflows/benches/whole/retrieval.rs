@@ -121,7 +121,8 @@ impl Stand {
     }
 
     fn step(&mut self, mut changes: Vec<(Input, isize)>) -> Vec<PairUpdate> {
-        let clock = Clock { maxima: [0].into(), now: 0, publish: true, actives: Arc::default() };
+        let clock =
+            Clock { maxima: [0].into(), now: 0, publish: true, actives: Arc::default(), shadow: None };
         changes.push((Input::Clock(0, clock), 1));
         let mut out = Vec::new();
         self.retrieval.step(changes, &mut out);

@@ -314,6 +314,7 @@ impl Script {
                 maxima: maxima.into(),
                 publish: false,
                 actives: actives.clone(),
+                shadow: None,
             };
             let output = engine.run(epoch as u64 + 1, clock, harvest.input);
             views.extend(output.generate.into_iter().filter(|(_, diff)| *diff > 0).map(|(asked, _)| asked));

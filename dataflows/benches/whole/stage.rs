@@ -114,7 +114,7 @@ pub fn parts(topics: Box<dyn Topics>, snapshots: Option<&Path>) -> Fallible<Part
         snapshots,
         validator: Validator::new(&Prompt::builtin()),
         encoder: Box::new(Hashed::new(WIDTH)),
-        weights: weights()?,
+        weights: weights()?.into(),
     })
 }
 

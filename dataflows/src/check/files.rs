@@ -4,6 +4,7 @@ use super::{Finding, Subject};
 use crate::config::raw::{EncoderKind, GeneratorKind};
 use ictflow_connectors::files::STDIN;
 use ictflow_connectors::secret::Secret;
+use ictflow_operators::ict::Versions;
 use std::path::{Path, PathBuf};
 
 /// The state folder exists, or can be made: as far as can be told without writing.
@@ -135,9 +136,22 @@ pub(super) fn weights(subject: &mut Subject) -> Vec<Finding> {
     match subject.config.weights(width, false) {
         Ok(weights) => {
             subject.vector = Some(weights.shape().d);
-            Vec::new()
+            let Some(directory) = subject.config.directory() else { return Vec::new() };
+            let key = "ict.directory";
+            match directory.shadow() {
+                Ok(shadow) => match Versions::from(weights).stand_beside(shadow) {
+                    Ok(()) => Vec::new(),
+                    Err(error) => {
+                        vec![Finding::new(key, error.to_string(), "name another file in its file shadow")]
+                    }
+                },
+                Err(error) => vec![Finding::of(key, error)],
+            }
         }
-        Err(error) => vec![Finding::of("ict.weights", error)],
+        Err(error) => {
+            let directory = subject.config.directory().is_some();
+            vec![Finding::of(if directory { "ict.directory" } else { "ict.weights" }, error)]
+        }
     }
 }
 

@@ -36,7 +36,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         semantics: config.semantics.clone(),
         formats: config.formats(),
         encoder: (encoder.id().to_owned(), encoder.width()),
-        weights: config.weights(encoder.width(), false)?,
+        weights: config.versions(encoder.width(), false)?,
         workers: config.options.workers,
         chunk: 0,
     };

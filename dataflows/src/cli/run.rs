@@ -11,6 +11,7 @@ use crate::progress::Reporter;
 use crate::requester::IDLE;
 use crate::status::Observer;
 use crate::summary::Summary;
+use crate::weights::Watcher;
 use clap::Args;
 use ictflow_connectors::{Error, Result, telemetry};
 use ictflow_schemas::topic::Topic;
@@ -189,6 +190,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let mut copies = Copies::open(&targets, &mut *parts.topics, &names)?;
     config.options.accept_truncated = arguments.accept_truncated;
     let mut reporter = Reporter::new("run");
+    let mut watcher = config.watcher();
     let mut supervisor = Supervisor::new(config.restarts, &stop);
     // What the jobs before a new start committed.
     let mut earlier = Totals::default();
@@ -217,6 +219,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
                     earlier,
                     observer: &mut observer,
                     copies: &mut copies,
+                    watcher: &mut watcher,
                     reporter: &mut reporter,
                 };
                 match turn.run(&mut job) {
@@ -281,6 +284,7 @@ struct Turn<'a> {
     earlier: Totals,
     observer: &'a mut Observer,
     copies: &'a mut Copies,
+    watcher: &'a mut Option<Watcher>,
     reporter: &'a mut Reporter,
 }
 
@@ -294,6 +298,10 @@ impl Turn<'_> {
         let (mut closed, mut asked) = (Instant::now(), Instant::now());
         let stopped = || self.stop.load(Ordering::Relaxed);
         while open && !stopped() {
+            if let Some(watcher) = self.watcher.as_mut() {
+                watcher.look(job);
+                self.observer.models(watcher.figures);
+            }
             if self.until_idle && job.idle()? {
                 break;
             }

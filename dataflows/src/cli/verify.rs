@@ -49,7 +49,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
         semantics: config.semantics.clone(),
         formats: config.formats(),
         encoder: (encoder.id().to_owned(), encoder.width()),
-        weights: config.weights(encoder.width(), false)?,
+        weights: config.versions(encoder.width(), false)?,
         workers: config.options.workers,
         chunk: arguments.chunk as usize,
     };

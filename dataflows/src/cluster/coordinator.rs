@@ -6,7 +6,7 @@ use super::mesh::{self, Session};
 use super::{Config, Identity};
 use ictflow_connectors::clock::now_ms;
 use ictflow_connectors::{Error, Result};
-use ictflow_operators::ict::Weights;
+use ictflow_operators::ict::Versions;
 use ictflow_schemas::config::Semantics;
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -58,9 +58,15 @@ impl Cluster {
     /// # Errors
     /// `Fatal` where one doesn't come in time, or differs; where this process's address can't be had; or
     /// where they were gathered as something else.
-    pub fn gather(&self, job: &str, workers: usize, semantics: &Semantics, weights: &Weights) -> Result<()> {
+    pub fn gather(
+        &self,
+        job: &str,
+        workers: usize,
+        semantics: &Semantics,
+        versions: &Versions,
+    ) -> Result<()> {
         let Some(coordinator) = &self.0 else { return Ok(()) };
-        let identity = Identity::of(&coordinator.config, job, workers, semantics, weights)?;
+        let identity = Identity::of(&coordinator.config, job, workers, semantics, versions)?;
         let mut hosts = coordinator.hosts.lock().unwrap_or_else(PoisonError::into_inner);
         match &*hosts {
             None => *hosts = Some(coordinator.gather(identity)?),

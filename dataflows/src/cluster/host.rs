@@ -5,7 +5,7 @@ use super::loss::{Loss, lost};
 use super::{Config, Identity, mesh};
 use crate::engine;
 use ictflow_connectors::{Error, Result};
-use ictflow_operators::ict::Weights;
+use ictflow_operators::ict::Versions;
 use ictflow_schemas::config::Semantics;
 use std::sync::Arc;
 use std::time::Instant;
@@ -24,7 +24,7 @@ pub fn host(
     job: &str,
     workers: usize,
     semantics: Arc<Semantics>,
-    weights: Arc<Weights>,
+    versions: impl Into<Versions>,
     exits: bool,
 ) -> Result<()> {
     let count = config.processes.len();
@@ -38,7 +38,8 @@ pub fn host(
             "give --process a number of [cluster] processes",
         ));
     };
-    let identity = Identity::of(config, job, workers, &semantics, &weights)?;
+    let versions = versions.into();
+    let identity = Identity::of(config, job, workers, &semantics, &versions)?;
     let listener = listen(own)?;
     let deadline = Instant::now() + config.start_timeout();
     let stream = connect("process 0", &config.processes[0], &identity.hello(process), deadline)?;
@@ -51,7 +52,7 @@ pub fn host(
             Ok(Order::Session(session)) => {
                 tracing::info!(process, workers, "hosting workers");
                 let session = mesh::open(config, &listener, process, session, workers, &loss)?;
-                engine::host(session, workers, semantics.clone(), weights.clone())?;
+                engine::host(session, workers, semantics.clone(), versions.clone())?;
             }
             Ok(Order::Done) => {
                 loss.end();

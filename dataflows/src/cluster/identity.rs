@@ -2,7 +2,7 @@
 
 use super::Config;
 use ictflow_connectors::{Error, Result};
-use ictflow_operators::ict::Weights;
+use ictflow_operators::ict::Versions;
 use ictflow_schemas::config::Semantics;
 use ictflow_schemas::epoch::{WRITER_VERSION, config_digest};
 use std::collections::BTreeMap;
@@ -15,7 +15,9 @@ pub struct Identity(pub(super) BTreeMap<String, String>);
 
 impl Identity {
     /// What this process is: the job's name, its processes and workers, its semantics and weights, this
-    /// program's own digest and what of the CPU decides the bits of a float.
+    /// program's own digest and what of the CPU decides the bits of a float. Weights of a directory may change
+    /// while the job runs, each process finds them by the version that an epoch names: then what may not change
+    /// of them counts.
     ///
     /// # Errors
     /// `Fatal` where the program's own file can't be read.
@@ -24,14 +26,22 @@ impl Identity {
         job: &str,
         workers: usize,
         semantics: &Semantics,
-        weights: &Weights,
+        versions: &Versions,
     ) -> Result<Self> {
+        let serving = versions.serving();
+        let shape = serving.shape();
+        let weights = match versions.finds_others() {
+            true => {
+                format!("a directory of kind {}, d {}, text width {}", serving.kind(), shape.d, shape.text)
+            }
+            false => serving.version().to_owned(),
+        };
         let parts = [
             ("cluster.processes", config.processes.join(" ")),
             ("job", job.to_owned()),
             ("workers", workers.to_string()),
             ("semantics", config_digest(&semantics.canonical()).hex()),
-            ("ict weights", weights.version().to_owned()),
+            ("ict weights", weights),
             ("state version", WRITER_VERSION.to_owned()),
             ("program", program()?),
             ("cpu", cpu()),
@@ -98,11 +108,14 @@ fn cpu() -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use ictflow_operators::ict::{Shape, untrained};
+    use ictflow_operators::ict::{Shape, Weights, untrained};
+    use std::sync::Arc;
 
     #[test]
     fn a_difference_is_told_by_name() {
-        let weights = |seed| Weights::from_safetensors(&untrained(seed, Shape::default()).unwrap()).unwrap();
+        let weights = |seed| -> Versions {
+            Arc::new(Weights::from_safetensors(&untrained(seed, Shape::default()).unwrap()).unwrap()).into()
+        };
         let of = |job: &str, workers, semantics: &Semantics, seed| {
             Identity::of(&Config::default(), job, workers, semantics, &weights(seed)).unwrap()
         };

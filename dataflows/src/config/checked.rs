@@ -8,6 +8,7 @@ use crate::dead_letters::ratio::Ratio;
 use crate::job::{Options, Parts};
 use crate::models::Models;
 use crate::names::Names;
+use crate::weights::{self, Directory, Watcher};
 use ictflow_connectors::encoder::Embed;
 use ictflow_connectors::encoder::hashed::Hashed;
 use ictflow_connectors::encoder::minilm::MiniLm;
@@ -22,7 +23,7 @@ use ictflow_connectors::registry::{self, Registered};
 use ictflow_connectors::snapshots::Snapshots;
 use ictflow_connectors::topics::Topics;
 use ictflow_connectors::{Error, Result};
-use ictflow_operators::ict::{Shape, Weights, untrained};
+use ictflow_operators::ict::{Shape, Versions, Weights, untrained};
 use ictflow_schemas::config::{Search, Semantics};
 use ictflow_schemas::topic::Topic;
 use ictflow_schemas::wire::Format;
@@ -259,6 +260,19 @@ impl Config {
             raw.semantics.search == Search::Exact || raw.qdrant.is_some(),
             "semantics.search is stored and the section [qdrant] is missing",
         );
+        require(
+            raw.ict.weights.is_none() || raw.ict.directory.is_none(),
+            "ict.weights and ict.directory are both given: the file active of the directory names the weights",
+        );
+        require(
+            raw.ict.shadow_topic.is_none() || raw.ict.directory.is_some(),
+            "ict.shadow_topic is given and ict.directory is missing, whose file shadow names the weights",
+        );
+        require(
+            shadow_topic(raw, &names)
+                .is_none_or(|name| !name.is_empty() && !distinct.contains(name.as_str())),
+            "ict.shadow_topic must be a topic of its own",
+        );
         require(raw.generator.drain_ms <= 600_000, "generator.drain_ms must be at most 600000");
         let service = raw.generator.kind == GeneratorKind::Openai;
         require(
@@ -299,6 +313,10 @@ impl Config {
         let workers = raw.workers.unwrap_or(1);
         let job = raw.job.clone().unwrap_or_else(|| "ictflow".to_owned());
         let names = Names::new(&raw.topics.names, &raw.topics.suffix);
+        let names = match shadow_topic(&raw, &names) {
+            Some(shadow) => names.with_shadow(shadow),
+            None => names,
+        };
         let kafka = raw.topics.kind == TopicsKind::Kafka;
         let state = raw.state.clone().unwrap_or_else(|| PathBuf::from("state"));
         let create_inputs = (!kafka).then(|| raw.topics.partitions.unwrap_or(1));
@@ -507,7 +525,7 @@ impl Config {
     pub fn models(&self) -> Result<Models> {
         self.make_state()?;
         let encoder = self.encoder()?;
-        let weights = self.weights(encoder.width(), true)?;
+        let weights = self.versions(encoder.width(), true)?;
         let (generators, validator) = self.generators()?;
         Ok(Models::new(encoder, generators, validator, weights))
     }
@@ -560,7 +578,8 @@ impl Config {
         generators::open(&self.raw.generator, false, (None, 1))
     }
 
-    /// The weights of the file, or untrained ones, which are written to the state folder if `keep`.
+    /// The weights of the file, those that the directory names, or untrained ones, which are written to the state
+    /// folder if `keep`.
     pub(crate) fn weights(&self, width: usize, keep: bool) -> Result<Arc<Weights>> {
         let weights = self.weights_of(width, keep)?;
         if weights.shape().text != width {
@@ -573,45 +592,51 @@ impl Config {
         Ok(weights)
     }
 
+    /// The same with what finds others of the directory by their version.
+    pub(crate) fn versions(&self, width: usize, keep: bool) -> Result<Versions> {
+        let versions = self.among(self.weights(width, keep)?);
+        let named = self.directory().map_or(Ok(None), |directory| directory.shadow());
+        let beside = named
+            .map_err(|error| error.to_string())
+            .and_then(|shadow| versions.stand_beside(shadow).map_err(|error| error.to_string()));
+        // What serves doesn't wait for what is only tried.
+        if let Err(error) = beside {
+            tracing::error!(error, "no shadow is published");
+        }
+        Ok(versions)
+    }
+
+    fn among(&self, serving: Arc<Weights>) -> Versions {
+        Versions::new(serving, self.directory().map(|directory| directory.finder()))
+    }
+
+    /// The directory of weights, where there is one.
+    pub(crate) fn directory(&self) -> Option<Directory> {
+        self.raw.ict.directory.clone().map(Directory::new)
+    }
+
+    /// What watches the directory of weights.
+    pub(crate) fn watcher(&self) -> Option<Watcher> {
+        self.directory().map(Watcher::new)
+    }
+
     /// The weights of the file whatever their width, or untrained ones of this width.
     fn weights_of(&self, width: usize, keep: bool) -> Result<Arc<Weights>> {
-        let (path, bytes) = match &self.raw.ict.weights {
-            Some(path) => {
-                let bytes = std::fs::read(path).map_err(|e| {
-                    Error::fatal(
-                        format!("read {}", path.display()),
-                        e,
-                        "set [ict] weights to a safetensors file",
-                    )
-                })?;
-                (path.clone(), bytes)
-            }
-            None => {
-                let path = self.state.join("untrained.safetensors");
-                let bytes =
-                    untrained(UNTRAINED_SEED, Shape { text: width, ..Shape::default() }).map_err(|e| {
-                        Error::fatal("make untrained weights", e, "the encoder's width is out of range")
-                    })?;
-                if keep {
-                    std::fs::write(&path, &bytes).map_err(|e| {
-                        Error::fatal(
-                            format!("write {}", path.display()),
-                            e,
-                            "the state folder must be writable",
-                        )
-                    })?;
-                }
-                (path, bytes)
-            }
-        };
-        let weights = Weights::from_safetensors(&bytes).map_err(|e| {
-            Error::fatal(
-                format!("load {}", path.display()),
-                e,
-                "schemas/weights.md says what the file must hold",
-            )
-        })?;
-        Ok(Arc::new(weights))
+        if let Some(directory) = self.directory() {
+            return directory.active();
+        }
+        if let Some(path) = &self.raw.ict.weights {
+            return weights::load(path);
+        }
+        let path = self.state.join("untrained.safetensors");
+        let bytes = untrained(UNTRAINED_SEED, Shape { text: width, ..Shape::default() })
+            .map_err(|e| Error::fatal("make untrained weights", e, "the encoder's width is out of range"))?;
+        if keep {
+            std::fs::write(&path, &bytes).map_err(|e| {
+                Error::fatal(format!("write {}", path.display()), e, "the state folder must be writable")
+            })?;
+        }
+        weights::of_bytes(&path, &bytes)
     }
 
     /// Hosts workers of the job as this process of `[cluster]`, until the coordinator ends. Reads the
@@ -620,12 +645,12 @@ impl Config {
     /// # Errors
     /// Those of [`cluster::host`], or `Fatal` where the weights can't be loaded.
     pub fn host(&self, process: usize) -> Result<()> {
-        let width = match &self.raw.ict.weights {
+        let width = match self.raw.ict.weights.is_some() || self.raw.ict.directory.is_some() {
             // The coordinator looks whether they fit the encoder.
-            Some(_) => Shape::default().text,
-            None => self.encoder()?.width(),
+            true => Shape::default().text,
+            false => self.encoder()?.width(),
         };
-        let weights = self.weights_of(width, false)?;
+        let weights = self.among(self.weights_of(width, false)?);
         let (job, workers) = (&self.options.job, self.options.workers);
         cluster::host(&self.raw.cluster, process, job, workers, self.semantics.clone(), weights, true)
     }
@@ -645,6 +670,13 @@ impl Config {
             )
         })
     }
+}
+
+/// The topic of a shadow's vectors, where the weights come from a directory.
+fn shadow_topic(raw: &Raw, names: &Names) -> Option<String> {
+    raw.ict.directory.as_ref()?;
+    let default = || format!("{}_shadow", names.of(Topic::Features));
+    Some(raw.ict.shadow_topic.clone().unwrap_or_else(default))
 }
 
 /// The cache folder of models and data: `ICTFLOW_MODELS`, else `~/.cache/ictflow`.
@@ -759,6 +791,38 @@ mod tests {
         }
         let error = load(b"no weights").unwrap_err().to_string();
         assert!(error.contains("not a safetensors file"), "{error}");
+    }
+
+    #[test]
+    fn a_directory_names_the_weights_and_has_a_topic_for_its_shadow() {
+        let refused = |text: &str| Config::check(raw(text), None).unwrap_err().to_string();
+        assert!(refused("[ict]\nweights = 'a'\ndirectory = 'b'").contains("both given"));
+        assert!(refused("[ict]\nshadow_topic = 'a'").contains("ict.directory is missing"));
+        assert!(
+            refused("[ict]\ndirectory = 'b'\nshadow_topic = 'features'").contains("ict.shadow_topic must be")
+        );
+        let shadow = |text: &str| {
+            let config = Config::check(raw(text), None).unwrap();
+            config.options.names.shadow().map(str::to_owned)
+        };
+        assert_eq!(shadow("[ict]\nweights = 'a'"), None);
+        assert_eq!(shadow("[ict]\ndirectory = 'b'").as_deref(), Some("features_shadow"));
+        assert_eq!(shadow("[ict]\ndirectory = 'b'\nshadow_topic = 'try'").as_deref(), Some("try"));
+        // What serves must be there at a start, what is only tried need not.
+        let folder = tempfile::tempdir().unwrap();
+        let config =
+            Config::check(raw(&format!("[ict]\ndirectory = '{}'", folder.path().display())), None).unwrap();
+        assert!(config.versions(384, false).err().unwrap().to_string().contains("active"));
+        let shape =
+            Shape { user_rows: 4, item_rows: 4, creator_rows: 4, category_rows: 4, ..Shape::default() };
+        let write = |name: &str, bytes: &[u8]| std::fs::write(folder.path().join(name), bytes).unwrap();
+        write("a.safetensors", &untrained(1, shape).unwrap());
+        write("narrow.safetensors", &untrained(1, Shape { d: 16, ..shape }).unwrap());
+        write("active", b"a.safetensors");
+        for (named, stands) in [("a.safetensors", true), ("narrow.safetensors", false), ("gone", false)] {
+            write("shadow", named.as_bytes());
+            assert_eq!(config.versions(384, false).unwrap().shadow().is_some(), stands, "{named}");
+        }
     }
 
     #[test]

@@ -174,6 +174,12 @@ pub enum GeneratorKind {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Ict {
+    /// A directory of such files in the place of one: its file `active` names the one that serves, and `run`
+    /// switches while it runs where that changes.
+    pub directory: Option<PathBuf>,
+    /// The topic of the vectors that the weights named by the directory's file `shadow` make; the name of features
+    /// and `_shadow` by default.
+    pub shadow_topic: Option<String>,
     /// A safetensors file of `schemas/weights.md`. Without it untrained weights serve, and say so.
     pub weights: Option<PathBuf>,
 }

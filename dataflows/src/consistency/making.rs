@@ -46,7 +46,8 @@ impl<'e> Making<'e> {
     /// Over a catalog.
     pub fn new(weights: Arc<Weights>, semantics: &Semantics, items: &'e HashMap<Id, Item>) -> Self {
         let actives = Actives { ict_weights: weights.version().to_owned(), ..Actives::default() };
-        let clock = Clock { maxima: [].into(), now: 0, publish: true, actives: Arc::new(actives) };
+        let clock =
+            Clock { maxima: [].into(), now: 0, publish: true, actives: Arc::new(actives), shadow: None };
         let mut making = Making {
             features: Features::new(weights, semantics),
             clock,

@@ -160,7 +160,8 @@ pub fn consistency(
             "what was known when is read from the whole logs: run it while they stand, or restore them",
         ));
     }
-    let mut report = Report { epoch, ict_weights: plan.weights.version().to_owned(), ..Report::default() };
+    let mut report =
+        Report { epoch, ict_weights: plan.weights.serving().version().to_owned(), ..Report::default() };
     // Read first: of what is committed meanwhile the topic has no example then.
     let names = outputs::at(plan.names, records, epoch);
     let served = served(topics, names.of(Topic::Examples), &mut report)?;
@@ -199,19 +200,20 @@ fn compare(
     let vectors: HashMap<Id, Quantised> = (replayed.items.iter())
         .filter_map(|(id, item)| Some((id.clone(), item.vector.as_ref()?.vector.clone())))
         .collect();
-    let texts = Texts::new(&vectors, plan.weights.text_centre()).map_err(failed)?;
+    let weights = plan.weights.serving();
+    let texts = Texts::new(&vectors, weights.text_centre()).map_err(failed)?;
     let neighbourhood = plan.semantics.neighbours;
     let options = Options { neighbourhood, ..Options::default() };
     let rows = Replay::new(examples.iter().map(|example| LabelledExample::of(example)), &texts, options)
         .map_err(failed)?;
     let options = GlobalOptions { pool: None, semantics: &plan.semantics, prompt_version, label_delay_ms: 0 };
-    let read: &[Arc<Example>] = if plan.weights.kind() == Kind::Decoder { &examples } else { &[] };
+    let read: &[Arc<Example>] = if weights.kind() == Kind::Decoder { &examples } else { &[] };
     // In the order of the rows, where the weights read demonstrations.
     let mut global = GlobalReplay::new(read, &vectors, options).map_err(failed)?;
-    let mut making = Making::new(plan.weights.clone(), &plan.semantics, &replayed.items);
+    let mut making = Making::new(weights.clone(), &plan.semantics, &replayed.items);
     let mut comparison = Comparison {
         labels: Labels::new(replayed, neighbourhood),
-        version: plan.weights.version(),
+        version: weights.version(),
         report: &mut *report,
         vectors: Vec::new(),
         votes: Vec::new(),

@@ -126,6 +126,7 @@ impl Replayed {
                 now: record.clock,
                 publish: false,
                 actives: Arc::new(record.actives.clone()),
+                shadow: None,
             };
             let output = engine.run(done, clock, input);
             replayed.take(output, record.epoch);

@@ -58,6 +58,7 @@ impl Job {
         !asked
             && self.caught_up
             && self.uncommitted.is_none()
+            && !self.switching()
             && self.sink.publishing()
             && self.sources.iter().all(|source| source.waiting() == 0)
     }

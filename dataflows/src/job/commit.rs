@@ -9,6 +9,7 @@ use crate::sink::Committed;
 use crate::sources::Harvest;
 use ictflow_connectors::{Disposition, Result, clock};
 use ictflow_operators::clock::Clock;
+use ictflow_operators::ict::Weights;
 use ictflow_operators::recovery::{Extent, Part, Recovery, Saved};
 use ictflow_schemas::config::Search;
 use ictflow_schemas::epoch::EpochRecord;
@@ -46,12 +47,13 @@ fn save_time(epoch: i64) -> u64 {
     found_time(epoch) + 1
 }
 
-fn clock_of(record: &EpochRecord, publish: bool) -> Clock {
+fn clock_of(record: &EpochRecord, publish: bool, beside: Option<&Arc<Weights>>) -> Clock {
     Clock {
         maxima: record.maxima.as_slice().into(),
         now: record.clock,
         publish,
         actives: Arc::new(record.actives.clone()),
+        shadow: beside.map(|weights| weights.version().into()),
     }
 }
 
@@ -85,12 +87,16 @@ impl Job {
         self.last = Some(record.clone());
         self.look_caught_up();
         self.publish |= self.caught_up;
-        // An epoch that a predecessor recorded under other versions publishes nothing: its vectors would
-        // be made with today's weights under yesterday's name. The next epoch publishes all.
-        let publish = self.publish && record.actives == *self.actives;
+        // An epoch that a predecessor recorded under versions that aren't there any more publishes nothing: its
+        // vectors would be made with today's weights under yesterday's name. The next epoch publishes all.
+        let weights = self.weights_of(&record);
+        let publish = self.publish && weights.is_some();
+        self.beside = self.shadow();
         let activity = Activity::of(&harvest.input, record.clock);
         let strays = self.answers_of_erased(&harvest.input);
         let output = self.run(&record, std::mem::take(&mut harvest.input), publish);
+        // The workers hold them by now.
+        drop(weights);
         if let Some(points) = &mut self.points {
             points.begin();
         }
@@ -217,7 +223,8 @@ impl Job {
             return Ok(false);
         }
         let input = EpochInput { found: std::mem::take(&mut waiting.found), ..EpochInput::default() };
-        let second = self.engine.run(found_time(epoch), clock_of(&waiting.record, true), input);
+        let second =
+            self.engine.run(found_time(epoch), clock_of(&waiting.record, true, self.beside.as_ref()), input);
         points.figures.recalled += second.recall.0;
         points.figures.measured += second.recall.1;
         waiting.output.follow(second);
@@ -256,7 +263,7 @@ impl Job {
         let Some(record) = &self.last else { return Vec::new() };
         let recovery = (0..self.engine.peers() as u64).map(|worker| Recovery::Save(worker, extent)).collect();
         let input = EpochInput { recovery, ..EpochInput::default() };
-        let clock = clock_of(record, self.sink.publishing());
+        let clock = clock_of(record, self.sink.publishing(), self.beside.as_ref());
         let output = self.engine.run(save_time(record.epoch), clock, input);
         let mut saved = output.saved;
         saved.extend(self.judge.save(extent));
@@ -286,7 +293,7 @@ impl Job {
     pub(super) fn restore_used(&mut self, record: &EpochRecord) {
         if record.epoch == self.committed && self.semantics.search == Search::Stored {
             let input = EpochInput { found: self.sink.take_used(), ..EpochInput::default() };
-            self.engine.run(found_time(record.epoch), clock_of(record, false), input);
+            self.engine.run(found_time(record.epoch), clock_of(record, false, None), input);
         }
     }
 
@@ -308,7 +315,7 @@ impl Job {
     }
 
     fn run_at(&mut self, time: u64, record: &EpochRecord, input: EpochInput, publish: bool) -> EpochOutput {
-        let output = self.engine.run(time, clock_of(record, publish), input);
+        let output = self.engine.run(time, clock_of(record, publish, self.beside.as_ref()), input);
         for (demonstration, diff) in &output.demonstrations {
             if *diff > 0 {
                 self.demonstrations.insert(demonstration.clone());

@@ -10,6 +10,9 @@
 //! recorded epochs after it (all of them without one), and go on. Replayed epochs commit nothing; the first
 //! new one publishes the difference ([`crate::sink`]).
 //!
+//! Between two epochs the ICT weights may be switched: the next epoch's record names the new ones, and all
+//! live features are published anew with it.
+//!
 //! `start.rs` starts a job, `commit.rs` brings an epoch from its bounds to its commit; here is the loop
 //! around them and what a job shows.
 
@@ -22,6 +25,7 @@ mod recorded;
 mod recover;
 mod standing;
 mod start;
+mod switch;
 mod truncation;
 
 use crate::callers::Hands;
@@ -44,7 +48,7 @@ use ictflow_connectors::points::Points;
 use ictflow_connectors::snapshots::Snapshots;
 use ictflow_connectors::topics::{Topics, Writer};
 use ictflow_connectors::{Disposition, Error, Result};
-use ictflow_operators::ict::Weights;
+use ictflow_operators::ict::{Versions, Weights};
 use ictflow_operators::retrieval::Found;
 use ictflow_schemas::config::Semantics;
 use ictflow_schemas::demonstration::Demonstration;
@@ -84,8 +88,8 @@ pub struct Parts {
     pub validator: Validator,
     /// The encoder of texts.
     pub encoder: Box<dyn Embed>,
-    /// The ICT weights.
-    pub weights: Arc<Weights>,
+    /// The ICT weights: those that serve, and what finds others by their version.
+    pub weights: Versions,
     /// The store of points, and how many candidates it gives for a demonstration.
     pub points: Option<(Box<dyn Points>, usize)>,
     /// Where snapshots are kept, and how often one is taken. Without it a start replays from the
@@ -161,6 +165,9 @@ pub struct Job {
     sources: Vec<Source>,
     judge: Judge,
     texts: Texts,
+    versions: Versions,
+    /// The weights beside those that serve, in the last epoch.
+    beside: Option<Arc<Weights>>,
     engine: Engine,
     requester: Requester,
     points: Option<PointStore>,
@@ -272,8 +279,11 @@ impl Job {
                 if self.sources.iter().all(|source| source.waiting() == 0) {
                     self.look_caught_up();
                     // The end of a log may be a control record, which no data follows: then an empty
-                    // epoch publishes what is live. One is made also to record an accepted loss.
-                    if !self.caught_up || (self.sink.publishing() && self.truncation.to_record.is_none()) {
+                    // epoch publishes what is live. One is made also to record an accepted loss, and to
+                    // switch weights.
+                    let settled =
+                        self.sink.publishing() && self.truncation.to_record.is_none() && !self.switching();
+                    if !self.caught_up || settled {
                         return Ok(step);
                     }
                 }
@@ -413,6 +423,7 @@ impl Job {
             || !self.caught_up
             || self.sink.outdated()
             || self.uncommitted.is_some()
+            || self.switching()
             || self.truncation.to_record.is_some()
             || self.sources.iter().any(|source| source.waiting() > 0)
         {

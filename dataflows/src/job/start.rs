@@ -133,7 +133,7 @@ impl Job {
             prompt_version: generator.prompt_version().to_owned(),
             parameters: generator.parameters().to_owned(),
             encoder: encoder.id().to_owned(),
-            ict_weights: weights.version().to_owned(),
+            ict_weights: weights.serving().version().to_owned(),
         });
         check_fit(&records, &config, &actives)?;
         let by_hand = options.by_hand;
@@ -202,7 +202,7 @@ impl Job {
         let engine = if by_hand {
             Engine::here(&semantics, &weights)
         } else {
-            Engine::start_in(&options.cluster, options.workers, semantics.clone(), weights)?
+            Engine::start_in(&options.cluster, options.workers, semantics.clone(), weights.clone())?
         };
         let mut job = Job {
             topics,
@@ -211,6 +211,8 @@ impl Job {
             sources,
             judge,
             texts: Texts::default(),
+            versions: weights,
+            beside: None,
             engine,
             requester,
             points,
@@ -282,6 +284,9 @@ fn prepare(topics: &mut dyn Topics, options: &Options) -> Result<u32> {
             ));
         }
         topics.ensure(name(topic), count, topic.policy())?;
+    }
+    if let Some(shadow) = options.names.shadow() {
+        topics.ensure(shadow, count, Topic::Features.policy())?;
     }
     for topic in [Topic::Embeddings, Topic::Epochs, Topic::Progress, Topic::DeadLetters] {
         topics.ensure(name(topic), 1, topic.policy())?;

@@ -47,7 +47,7 @@ fn commit(sink: &mut Sink, bounds: &EpochRecord, output: &EpochOutput) -> u64 {
 /// The vector of the pair of `u` and an item.
 fn feature(item: &str, value: &str) -> (FeatureUpdate, isize) {
     let value = Some(value.as_bytes().into());
-    (FeatureUpdate { user: "u".into(), item: item.into(), live: true, k: 0, value }, 1)
+    (FeatureUpdate { user: "u".into(), item: item.into(), live: true, k: 0, value, shadow: None }, 1)
 }
 
 fn identity(id: &str) -> Identity {

@@ -91,17 +91,7 @@ pub fn verify(
             "a job goes on from its snapshot, and this reads the whole logs: verify while they stand, or restore them",
         ));
     }
-    if until.actives.ict_weights != plan.weights.version() {
-        return Err(Error::fatal(
-            format!("verify epoch {epoch}"),
-            format!(
-                "it was made with the weights {}, not {}",
-                until.actives.ict_weights,
-                plan.weights.version()
-            ),
-            "set [ict] weights to that file",
-        ));
-    }
+    let plan = &with_weights_of(plan, until)?;
     let names = outputs::at(plan.names, &records, epoch);
     let origin = Origin::find(topics, plan.names, &names, job)?;
     let mut seen = BTreeMap::new();
@@ -157,6 +147,21 @@ pub fn verify(
         report.superseded += superseded;
     }
     Ok(report)
+}
+
+/// The plan with the weights that an epoch was made with.
+fn with_weights_of<'a>(plan: &Plan<'a>, until: &EpochRecord) -> Result<Plan<'a>> {
+    const HINT: &str = "set [ict] weights to that file, or directory to the folder that has it";
+    let refused = |problem: String| Error::fatal(format!("verify epoch {}", until.epoch), problem, HINT);
+    let named = &until.actives.ict_weights;
+    let weights = plan.weights.serving_version(named).map_err(|e| refused(e.to_string()))?;
+    let (found, width) = (weights.serving().shape().text, plan.encoder.1);
+    if found != width {
+        return Err(refused(format!(
+            "its weights {named} take texts of width {found}, the encoder gives {width}"
+        )));
+    }
+    Ok(Plan { weights, ..plan.clone() })
 }
 
 /// Who filled the outputs before the job wrote to them.

@@ -7,40 +7,41 @@
 //! [`crate::neighbours`] give; bits don't depend on batch or worker count.
 //!
 //! **Maintained**: a change of the neighbours leaves the vector of a decoder as it is, and is encoded anew
-//! with it. With attention an item's change touches the pairs that have it among their neighbours.
+//! with it. With attention an item's change touches the pairs that have it among their neighbours. Where the
+//! clock names other versions than before, every pair with a feature is touched; other weights drop all that was
+//! made with the ones before. Where it names a shadow, weights beside those that serve, each update has its record
+//! too, which differs in vector and version only.
 //!
 //! **Served**: an impression is answered with what stood for its pair before the epoch ([`served`]).
 //!
 //! **Memory**: for a pair its selections, shared, and its vector; the tokens of the demonstrations in the
 //! pool, computed once each; rows and part, about 700 B, of every item that a pair or a history of one had
-//! since it last changed. With attention also every item's state, shared, and 256 B a user and an item met
+//! since it last changed; all of it twice with a shadow. With attention also every item's state, shared, and 256 B a user and an item met
 //! as a neighbour.
 
 use crate::clock::Clock;
-use crate::ict::{DemonstrationTokens, ItemPart, ItemRows, Kind, Prefix, Sample, UserPart, Weights};
+use crate::ict::{Kind, Versions};
 use crate::neighbours::NeighbourUpdate;
 use crate::retrieval::neighbours::{Neighbour, Sources};
-use crate::retrieval::{PairUpdate, Retrieved, UserView};
+use crate::retrieval::{PairUpdate, Retrieved};
 use crate::staged::{route, staged};
 use crate::{Changes, Epoch};
 use differential_dataflow::VecCollection;
 use ictflow_schemas::Id;
 use ictflow_schemas::catalog::Item;
 use ictflow_schemas::config::Semantics;
-use ictflow_schemas::demonstration::Demonstration;
 use ictflow_schemas::epoch::Actives;
-use ictflow_schemas::example::Verdict;
 use ictflow_schemas::feature::{CotStatus, Feature, NeighbourSource, UsedDemonstration, UsedNeighbour};
 use ictflow_schemas::history::Label;
 use ictflow_schemas::invariants;
 use ictflow_schemas::wire::Wire;
-use pooled::Pooled;
+use maker::{Maker, Shared, Wanted};
 use serde::{Deserialize, Serialize};
 use served::{ServedUpdate, Shown};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use uuid::Uuid;
 
+mod maker;
 mod pooled;
 pub mod served;
 #[cfg(test)]
@@ -101,6 +102,17 @@ pub struct FeatureUpdate {
     pub k: usize,
     /// The encoded record; `None` where the pair has no feature.
     pub value: Option<Arc<[u8]>>,
+    /// The same of the weights that stand beside those that serve; `None` without such.
+    pub shadow: Option<Shadowed>,
+}
+
+/// What the weights beside those that serve make of a feature.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Shadowed {
+    /// The encoded record.
+    pub value: Arc<[u8]>,
+    /// The cosine of its vector and the one that serves, in millionths; 0 where either is zeros.
+    pub cosine: i32,
 }
 
 /// A pair as it stands.
@@ -111,69 +123,54 @@ struct Pair {
     sources: Option<Arc<Sources>>,
     /// The vector of the retrieved, where it stands.
     ict: Option<Arc<[f32]>>,
+    /// The same of the shadow.
+    shadow: Option<Arc<[f32]>>,
+}
+
+impl Pair {
+    /// What its vectors are made of has changed.
+    fn changed(&mut self) {
+        (self.ict, self.shadow) = (None, None);
+    }
 }
 
 /// The state of the operator.
 pub struct Features {
-    weights: Arc<Weights>,
+    versions: Versions,
+    /// The versions in force, once anything was published.
+    actives: Option<Arc<Actives>>,
     /// K, and M of each source.
     k: usize,
     neighbours: usize,
     pairs: BTreeMap<(Id, Id), Pair>,
-    tokens: HashMap<Uuid, (Arc<Demonstration>, Arc<DemonstrationTokens>)>,
-    /// What the ICT reads of an item in this state.
-    items: HashMap<Id, Parts>,
-    /// The size of `tokens` and `items` at which what left is looked for.
-    sweep_at: usize,
-    /// For weights that read neighbours.
-    pooled: Option<Pooled>,
-    /// The versions that the pairs' features were published under.
-    standing: Arc<Actives>,
-}
-
-/// What is kept of an item's state.
-struct Parts {
-    item: Item,
-    rows: Arc<ItemRows>,
-    /// Made for the first pair on the item.
-    part: Option<Arc<ItemPart>>,
+    /// Of the weights in force; before anything was published, of those that will serve.
+    live: Maker,
+    /// Of those beside them.
+    shadow: Option<Maker>,
 }
 
 /// Pairs whose vectors are computed together. Only speed and memory depend on it.
 const BATCH: usize = 256;
 
-/// Prefixes kept at most within an epoch, 6 KiB each at K = 4: an epoch may touch a million pairs,
-/// and lists are shared by pairs that come one after the other.
-const PREFIXES: usize = 4_096;
-
-/// Parts shared by the pairs of one epoch.
-#[derive(Default)]
-struct Shared {
-    users: HashMap<Id, (Arc<UserView>, Arc<UserPart>)>,
-    prefixes: HashMap<Vec<Uuid>, Arc<Prefix>>,
-}
-
 impl Features {
     /// An empty state.
-    pub fn new(weights: Arc<Weights>, semantics: &Semantics) -> Self {
-        let pooled = (weights.kind() == Kind::Attention).then(|| Pooled::new(weights.clone()));
+    pub fn new(versions: impl Into<Versions>, semantics: &Semantics) -> Self {
+        let versions = versions.into();
         Features {
-            weights,
+            actives: None,
             k: semantics.demonstrations,
             neighbours: semantics.neighbours.selected,
             pairs: BTreeMap::new(),
-            tokens: HashMap::new(),
-            items: HashMap::new(),
-            sweep_at: 1024,
-            pooled,
-            standing: Arc::default(),
+            live: Maker::new(versions.serving()),
+            shadow: None,
+            versions,
         }
     }
 
     /// Takes an epoch's changes.
     pub fn step(&mut self, changes: Changes<Input>, out: &mut Changes<Output>) {
         let changes = self.answer(changes, out);
-        let mut actives = None;
+        let mut clock = None;
         let mut touched: BTreeSet<(Id, Id)> = BTreeSet::new();
         let mut items: BTreeSet<Id> = BTreeSet::new();
         for (input, diff) in changes {
@@ -181,15 +178,16 @@ impl Features {
                 Input::Pair(PairUpdate { user, item, retrieved, live }) => {
                     let key = (user, item);
                     let pair = self.pairs.entry(key.clone()).or_default();
-                    (pair.live, pair.retrieved, pair.ict) = (live, retrieved, None);
+                    (pair.live, pair.retrieved) = (live, retrieved);
+                    pair.changed();
                     touched.insert(key);
                 }
                 Input::Neighbours(NeighbourUpdate { user, item, sources }) => {
                     let key = (user, item);
                     let pair = self.pairs.entry(key.clone()).or_default();
-                    if let Some(pooled) = &mut self.pooled {
+                    if let Some(pooled) = &mut self.live.pooled {
                         pooled.reads(&key, pair.sources.as_deref(), sources.as_deref());
-                        pair.ict = None;
+                        pair.changed();
                     }
                     pair.sources = sources;
                     // One that waits for a vector, or goes, is what retrieval says of it.
@@ -200,46 +198,71 @@ impl Features {
                     }
                 }
                 Input::Item(_, (id, item)) => {
-                    if let Some(pooled) = &mut self.pooled {
-                        pooled.item(&id, item, diff);
-                        items.insert(id);
+                    let makers = [Some(&mut self.live), self.shadow.as_mut()];
+                    for pooled in makers.into_iter().flatten().filter_map(|maker| maker.pooled.as_mut()) {
+                        pooled.item(&id, item.clone(), diff);
                     }
+                    items.insert(id);
                 }
-                Input::Clock(_, clock) => actives = Some(clock.actives),
+                Input::Clock(_, now) => clock = Some(now),
                 // Answered before.
                 Input::Shown(_) => {}
             }
         }
-        let Some(actives) = actives else { return };
-        for key in self.pooled.as_ref().map(|pooled| pooled.changed(&items)).unwrap_or_default() {
+        let Some(clock) = clock else { return };
+        if clock.publish && self.follow(&clock) {
+            let standing = self.pairs.iter().filter(|(_, pair)| pair.retrieved.is_some());
+            touched.extend(standing.map(|(key, _)| key.clone()));
+        }
+        for key in self.live.pooled.as_ref().map(|pooled| pooled.changed(&items)).unwrap_or_default() {
             if let Some(pair) = self.pairs.get_mut(&key).filter(|pair| pair.retrieved.is_some()) {
-                pair.ict = None;
+                pair.changed();
                 touched.insert(key);
             }
         }
         let touched: Vec<(Id, Id)> = touched.into_iter().collect();
-        let mut shared = Shared::default();
+        let mut shared = <[Shared; 2]>::default();
         for keys in touched.chunks(BATCH) {
-            if shared.prefixes.len() > PREFIXES {
-                shared.prefixes.clear();
-            }
             self.make_vectors(keys, &mut shared);
             for key in keys {
                 // A pair that went may have been let go of already.
                 let nothing = Pair::default();
                 let pair = self.pairs.get(key).unwrap_or(&nothing);
-                let feature = self.feature(key, pair, &actives);
+                let feature = self.feature(key, pair, &clock.actives);
                 let k = feature.as_ref().map_or(0, |feature| feature.demonstrations.len());
+                let shadow = feature.as_ref().and_then(|feature| self.shadowed(feature, pair));
                 let value = feature.map(|feature| feature.encode().into());
                 let ((user, item), live) = (key.clone(), pair.live);
                 if !live && value.is_none() && pair.sources.is_none() {
                     self.pairs.remove(key);
                 }
-                out.push((Output::Update(FeatureUpdate { user, item, live, k, value }), 1));
+                out.push((Output::Update(FeatureUpdate { user, item, live, k, value, shadow }), 1));
             }
         }
-        self.standing = actives;
-        self.sweep();
+        let caches = 1 + usize::from(self.shadow.is_some());
+        self.live.sweep(caches);
+        self.shadow.iter_mut().for_each(|shadow| shadow.sweep(caches));
+    }
+
+    /// Takes other versions, of the weights that serve and of those beside them. Says whether they are others.
+    fn follow(&mut self, clock: &Clock) -> bool {
+        let beside = self.shadow.as_ref().map(Maker::version);
+        let other_shadow = beside != clock.shadow.as_deref();
+        if self.actives.as_ref() == Some(&clock.actives) && !other_shadow {
+            return false;
+        }
+        let named = &clock.actives.ict_weights;
+        if self.live.version() != named {
+            self.live.follow(self.versions.in_force(named));
+            self.pairs.values_mut().for_each(|pair| pair.ict = None);
+        }
+        if other_shadow {
+            let weights = clock.shadow.as_deref().map(|version| self.versions.in_force(version));
+            self.shadow = weights.map(|weights| self.live.beside(weights));
+            self.pairs.values_mut().for_each(|pair| pair.shadow = None);
+        }
+        self.actives = Some(clock.actives.clone());
+        true
     }
 
     /// Answers the impressions by what stands before the epoch's changes, and gives the rest.
@@ -257,49 +280,20 @@ impl Features {
     }
 
     /// Computes the vectors of some pairs that lack theirs.
-    fn make_vectors(&mut self, keys: &[(Id, Id)], shared: &mut Shared) {
-        let lacking = |key: &&(Id, Id)| {
-            self.pairs.get(key).is_some_and(|pair| pair.ict.is_none() && pair.retrieved.is_some())
-        };
-        let keys: Vec<&(Id, Id)> = keys.iter().filter(lacking).collect();
-        let mut queries: Vec<(&(Id, Id), Retrieved, Arc<Sources>, Vec<f32>)> = Vec::new();
-        for key in keys {
-            let Some(pair) = self.pairs.get(key) else { continue };
-            let Some(retrieved) = pair.retrieved.clone() else { continue };
-            let sources = pair.sources.clone().unwrap_or_default();
-            let query = self.query(key, &retrieved, shared);
-            queries.push((key, retrieved, sources, query));
-        }
-        let vectors = match self.pooled.take() {
-            None => {
-                let prefixes: Vec<Arc<Prefix>> =
-                    queries.iter().map(|(_, retrieved, ..)| self.prefix(&retrieved.used, shared)).collect();
-                let rows: Vec<(&Prefix, &[f32])> =
-                    prefixes.iter().zip(&queries).map(|(prefix, query)| (&**prefix, &*query.3)).collect();
-                self.weights.forward(&rows)
-            }
-            Some(mut pooled) => {
-                let rows: Vec<(&[f32], &Sources)> =
-                    queries.iter().map(|(_, _, sources, query)| (query.as_slice(), &**sources)).collect();
-                let vectors = pooled.attend(&rows);
-                self.pooled = Some(pooled);
-                vectors
-            }
-        };
-        // As many vectors, in their order, as there are queries.
-        let d = vectors.len().div_ceil(queries.len().max(1)).max(1);
-        for ((key, ..), vector) in queries.iter().zip(vectors.chunks_exact(d)) {
-            if let Some(pair) = self.pairs.get_mut(*key) {
-                pair.ict = Some(vector.into());
-            }
+    fn make_vectors(&mut self, keys: &[(Id, Id)], shared: &mut [Shared; 2]) {
+        let [of_live, of_shadow] = shared;
+        fill(&mut self.pairs, keys, &mut self.live, of_live, |pair| &mut pair.ict);
+        if let Some(shadow) = &mut self.shadow {
+            fill(&mut self.pairs, keys, shadow, of_shadow, |pair| &mut pair.shadow);
         }
     }
 
-    /// The query token of a pair.
-    fn query(&mut self, (user, item): &(Id, Id), retrieved: &Retrieved, shared: &mut Shared) -> Vec<f32> {
-        let user = self.user_part(user, &retrieved.view, shared);
-        let item = self.item_part(item, &retrieved.item);
-        self.weights.join(&user, &item)
+    /// The same record with the vector of the weights beside those that serve.
+    fn shadowed(&self, feature: &Feature, pair: &Pair) -> Option<Shadowed> {
+        let (shadow, vector) = self.shadow.as_ref().zip(pair.shadow.as_ref())?;
+        let ict_weights = shadow.version().to_owned();
+        let beside = Feature { ict: vector.to_vec(), ict_weights, ..feature.clone() };
+        Some(Shadowed { value: beside.encode().into(), cosine: millionths(&feature.ict, vector) })
     }
 
     /// The record of a pair that has a vector.
@@ -309,7 +303,7 @@ impl Features {
         let sources = pair.sources.as_ref().unwrap_or(&nothing);
         let history = &retrieved.view.history;
         // A vector of attention stands on neighbours.
-        let used: &[_] = if self.pooled.is_some() { &[] } else { &retrieved.used };
+        let used: &[_] = if self.live.pooled.is_some() { &[] } else { &retrieved.used };
         let neighbours = |source, selected: &[Neighbour]| -> Vec<UsedNeighbour> {
             let used = |Neighbour { score, example }: &Neighbour| UsedNeighbour {
                 source,
@@ -347,7 +341,7 @@ impl Features {
                 neighbours(NeighbourSource::SameUser, &sources.same_user),
             ]
             .concat(),
-            vector_kind: self.weights.kind(),
+            vector_kind: self.live.kind(),
             history_labels: history.iter().map(|entry| label_number(entry.label)).collect(),
         };
         // A feature that contradicts itself must not reach a ranker.
@@ -356,90 +350,38 @@ impl Features {
         }
         Some(feature)
     }
+}
 
-    /// The decoder's state after a list of demonstrations; pairs of one epoch often share it.
-    fn prefix(&mut self, used: &[(Arc<Demonstration>, i64)], shared: &mut Shared) -> Arc<Prefix> {
-        let ids: Vec<Uuid> = used.iter().map(|(demonstration, _)| demonstration.id).collect();
-        if let Some(prefix) = shared.prefixes.get(&ids) {
-            return prefix.clone();
+/// Gives pairs that lack a vector theirs.
+fn fill(
+    pairs: &mut BTreeMap<(Id, Id), Pair>,
+    keys: &[(Id, Id)],
+    maker: &mut Maker,
+    shared: &mut Shared,
+    place: fn(&mut Pair) -> &mut Option<Arc<[f32]>>,
+) {
+    let mut wanted: Vec<Wanted<'_>> = Vec::new();
+    for key in keys {
+        let Some(pair) = pairs.get_mut(key) else { continue };
+        if place(pair).is_some() {
+            continue;
         }
-        let tokens: Vec<Arc<DemonstrationTokens>> = used.iter().map(|(c, _)| self.demonstration(c)).collect();
-        let tokens: Vec<&DemonstrationTokens> = tokens.iter().map(|tokens| &**tokens).collect();
-        let prefix = Arc::new(self.weights.prefix(&tokens));
-        shared.prefixes.insert(ids, prefix.clone());
-        prefix
+        let sources = pair.sources.clone().unwrap_or_default();
+        wanted.extend(pair.retrieved.clone().map(|retrieved| Wanted { pair: key, retrieved, sources }));
     }
-
-    fn demonstration(&mut self, demonstration: &Arc<Demonstration>) -> Arc<DemonstrationTokens> {
-        if let Some((known, tokens)) = self.tokens.get(&demonstration.id)
-            && known == demonstration
-        {
-            return tokens.clone();
-        }
-        let sample = Sample {
-            user: &demonstration.identity.user,
-            item_id: &demonstration.item,
-            item: &demonstration.item_state,
-            history: &demonstration.history,
-            text: &demonstration.text,
-        };
-        let verdict = if demonstration.positive { Verdict::Positive } else { Verdict::Negative };
-        let tokens = Arc::new(self.weights.demonstration(&sample, &demonstration.cot, verdict));
-        self.tokens.insert(demonstration.id, (demonstration.clone(), tokens.clone()));
-        tokens
-    }
-
-    fn user_part(&mut self, user: &Id, view: &Arc<UserView>, shared: &mut Shared) -> Arc<UserPart> {
-        if let Some((known, part)) = shared.users.get(user)
-            && Arc::ptr_eq(known, view)
-        {
-            return part.clone();
-        }
-        let rows: Vec<Arc<ItemRows>> = view
-            .items
-            .iter()
-            .map(|(id, item)| match item {
-                Some(item) => self.parts(id, item).rows.clone(),
-                None => Arc::new(self.weights.item_rows(id, None)),
-            })
-            .collect();
-        let part = Arc::new(self.weights.user_part(user, &rows, &view.text));
-        shared.users.insert(user.clone(), (view.clone(), part.clone()));
-        part
-    }
-
-    fn item_part(&mut self, id: &Id, item: &Item) -> Arc<ItemPart> {
-        let weights = self.weights.clone();
-        let parts = self.parts(id, item);
-        let make = || {
-            let vector = parts.item.vector.as_ref().map(|vector| &*vector.vector);
-            Arc::new(weights.item_part(&parts.rows, vector))
-        };
-        parts.part.get_or_insert_with(make).clone()
-    }
-
-    /// What is kept of an item, made anew where its state changed.
-    fn parts(&mut self, id: &Id, item: &Item) -> &mut Parts {
-        let make = || Parts {
-            item: item.clone(),
-            rows: Arc::new(self.weights.item_rows(id, Some(item))),
-            part: None,
-        };
-        let parts = self.items.entry(id.clone()).or_insert_with(make);
-        if parts.item != *item {
-            *parts = make();
-        }
-        parts
-    }
-
-    /// Drops what belongs to demonstrations and items that only this cache still knows.
-    fn sweep(&mut self) {
-        if self.tokens.len() + self.items.len() > self.sweep_at {
-            self.tokens.retain(|_, (demonstration, _)| Arc::strong_count(demonstration) > 1);
-            self.items.retain(|_, parts| Arc::strong_count(&parts.item) > 1);
-            self.sweep_at = 1024.max(2 * (self.tokens.len() + self.items.len()));
+    let vectors = maker.vectors(&wanted, shared);
+    for (Wanted { pair: key, .. }, vector) in wanted.iter().zip(vectors) {
+        if let Some(pair) = pairs.get_mut(*key) {
+            *place(pair) = Some(vector);
         }
     }
+}
+
+/// The cosine of two vectors in millionths; 0 where either is zeros.
+fn millionths(a: &[f32], b: &[f32]) -> i32 {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
+    let norms = (dot(a, a) * dot(b, b)).sqrt();
+    if norms > 0.0 { (1e6 * dot(a, b) / norms).round() as i32 } else { 0 }
 }
 
 /// A label as `history_labels` has it.
@@ -468,11 +410,11 @@ pub struct Inputs<'s> {
 /// The operator `features`.
 pub fn features<'s>(
     inputs: Inputs<'s>,
-    weights: Arc<Weights>,
+    versions: Versions,
     semantics: &Semantics,
 ) -> VecCollection<'s, Epoch, Output, isize> {
-    let reads_items = weights.kind() == Kind::Attention;
-    let mut state = Features::new(weights, semantics);
+    let reads_items = versions.kind() == Kind::Attention;
+    let mut state = Features::new(versions, semantics);
     let Inputs { pairs, neighbours, shown, items, clock } = inputs;
     let mut input = pairs
         .map(Input::Pair)

@@ -41,6 +41,18 @@ impl Pooled {
         }
     }
 
+    /// The same items with other weights, and no pair that reads any.
+    pub fn beside(&self, weights: Arc<Weights>) -> Self {
+        Pooled { items: self.items.clone(), ..Pooled::new(weights) }
+    }
+
+    /// Takes other weights: what was made with those before is dropped.
+    pub fn follow(&mut self, weights: Arc<Weights>) {
+        self.weights = weights;
+        self.users.clear();
+        self.parts.clear();
+    }
+
     /// Takes a change of an item's state.
     pub fn item(&mut self, id: &Id, item: Item, diff: isize) {
         set(&mut self.items, id.clone(), item, diff);

@@ -92,11 +92,11 @@ impl Features {
         let (retrieved, ict) = retrieved.as_ref().zip(ict.as_ref())?;
         let nothing = Arc::default();
         let sources = sources.as_ref().unwrap_or(&nothing);
-        let used: &[_] = if self.pooled.is_some() { &[] } else { &retrieved.used };
+        let used: &[_] = if self.live.pooled.is_some() { &[] } else { &retrieved.used };
         let neighbours = sources.same_item.iter().chain(&sources.same_user);
         let stood = Stood {
-            ict_weights: self.standing.ict_weights.as_str().into(),
-            vector_kind: self.weights.kind(),
+            ict_weights: self.actives.as_ref()?.ict_weights.as_str().into(),
+            vector_kind: self.live.kind(),
             demonstrations: used.iter().map(|(demonstration, _)| demonstration.id).collect(),
             neighbours: neighbours.map(|neighbour| neighbour.example.id).collect(),
             votes: sources.votes.numbers().iter().map(|x| x.to_bits()).collect(),

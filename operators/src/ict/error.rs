@@ -39,6 +39,28 @@ pub enum WeightsError {
         /// The kind that is asked for.
         expected: Kind,
     },
+    /// Weights that may not follow those that serve while a job runs.
+    #[error(
+        "{what} is {found}, expected {expected} as in the weights that serve (hint: only the values and the tables' rows may change while a job runs; start the job again with them)"
+    )]
+    Misfit {
+        /// What of them.
+        what: &'static str,
+        /// What it is.
+        found: String,
+        /// What it is with the weights that serve.
+        expected: String,
+    },
+    /// A version that isn't to be found.
+    #[error(
+        "the ICT weights {version} aren't there: {detail} (hint: put the file of that version into [ict] directory of every process)"
+    )]
+    Unknown {
+        /// The version.
+        version: String,
+        /// Where was looked.
+        detail: String,
+    },
     /// A tensor isn't there.
     #[error("tensor `{name}` is missing (hint: schemas/weights.md lists all names)")]
     Missing {

@@ -11,8 +11,9 @@
 //! ```
 //!
 //! `shape` is the contract of the weights, `file` reads and checks them, `weights` lays them out;
-//! `tokens` is what both kinds read, `decoder` the two layers of causal attention, `attention` the
-//! pooling of neighbours, `kernel` the arithmetic. `training` computes the same, differentiably.
+//! `versions` holds them by version; `tokens` is what both kinds read, `decoder` the two layers of causal
+//! attention, `attention` the pooling of neighbours, `kernel` the arithmetic. `training` computes the
+//! same, differentiably.
 //!
 //! **A pure function.** A vector depends on the weights, the sample and the ordered demonstrations or
 //! neighbours, and on nothing else: not on the other rows of a batch, what was kept from before, the
@@ -34,6 +35,7 @@ mod shape;
 mod tokens;
 pub mod training;
 mod untrained;
+mod versions;
 mod weights;
 
 #[cfg(test)]
@@ -53,4 +55,5 @@ pub use shape::{
 };
 pub use tokens::{ItemPart, ItemRows, Sample, UserPart};
 pub use untrained::{untrained, untrained_of};
+pub use versions::{Find, Versions};
 pub use weights::Weights;

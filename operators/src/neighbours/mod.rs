@@ -14,7 +14,8 @@
 //! just the pairs of its item and those of its user. A sketch or text that changes touches the pairs of
 //! its owner and those whose ring has it: all such changes of a sketch period come in one epoch. Of the
 //! touched pairs those are emitted that stand otherwise than before. While the clock says not to publish
-//! only rings, sketches and texts are kept; the first epoch that publishes computes every pair once.
+//! only rings, sketches and items are kept; the first epoch that publishes computes every pair once. So does one
+//! whose clock names weights with another text centre.
 //!
 //! **Late changes, erasure**: [`crate::retrieval::ring`]. An erased user's final examples are retracted here
 //! too ([`crate::labels`]); an item whose ring was left with too few is named, and gets what stands of it in
@@ -118,12 +119,16 @@ struct Touched {
     likeness: BTreeSet<(Side, Id)>,
 }
 
+/// The text centre of the weights of a version.
+pub type CentreOf = Box<dyn Fn(&str) -> Quantised>;
+
 /// The state of the operator.
-#[derive(Debug)]
 pub struct Neighbours {
     semantics: Arc<Semantics>,
     neighbourhood: Neighbourhood,
-    centre: Quantised,
+    centre_of: CentreOf,
+    /// The weights in force, once anything was published, and what the centre of item vectors is taken for.
+    centre: Option<(String, Quantised)>,
     /// By side: of users, of items.
     rings: [HashMap<Id, Ring>; 2],
     /// Rings with a label that isn't known yet.
@@ -140,12 +145,13 @@ pub struct Neighbours {
 }
 
 impl Neighbours {
-    /// An empty state. `centre` is what the centre of item vectors is taken for.
-    pub fn new(semantics: Arc<Semantics>, centre: Quantised) -> Self {
+    /// An empty state. `centre_of` says what the centre of item vectors is taken for.
+    pub fn new(semantics: Arc<Semantics>, centre_of: CentreOf) -> Self {
         Neighbours {
             neighbourhood: semantics.neighbours,
             semantics,
-            centre,
+            centre_of,
+            centre: None,
             rings: Default::default(),
             hidden: Wheel::default(),
             sketches: Default::default(),
@@ -184,6 +190,7 @@ impl Neighbours {
         }
         let Some(clock) = clock else { return 0 };
         self.now = clock.now;
+        let recentred = clock.publish && self.follow(&clock.actives.ict_weights);
         touched.rings.extend(self.hidden.pop(self.now));
         let mut shrunk = BTreeSet::new();
         for ((side, label), diff) in labels.into_iter().filter(|(_, diff)| *diff != 0) {
@@ -207,7 +214,7 @@ impl Neighbours {
         if !clock.publish {
             return 0;
         }
-        let stale = if std::mem::replace(&mut self.published, true) {
+        let stale = if std::mem::replace(&mut self.published, true) && !recentred {
             self.pairs_of(touched)
         } else {
             self.pairs.iter().flat_map(|(u, items)| items.keys().map(|i| (u.clone(), i.clone()))).collect()
@@ -217,6 +224,22 @@ impl Neighbours {
             self.emit(user, item, out);
         }
         computed
+    }
+
+    /// Follows the weights in force. Says whether they have another centre than those before: then all texts
+    /// are centred anew.
+    fn follow(&mut self, version: &str) -> bool {
+        if self.centre.as_ref().is_some_and(|(known, _)| known == version) {
+            return false;
+        }
+        let centre = (self.centre_of)(version);
+        let same = self.centre.as_ref().is_some_and(|(_, before)| *before == centre);
+        let vectors = self.items.iter().filter_map(|(id, item)| Some((id, item.vector.as_ref()?)));
+        if !same {
+            self.texts = vectors.map(|(id, vector)| (id.clone(), centred(&vector.vector, &centre))).collect();
+        }
+        self.centre = Some((version.to_owned(), centre));
+        !same
     }
 
     fn label(
@@ -266,10 +289,12 @@ impl Neighbours {
         touched.rings.insert((Side::Item, item));
     }
 
-    /// Centres the text of an item; one that is the same as before touches nothing.
+    /// Centres the text of an item; one that is the same as before touches nothing. Without a centre yet none
+    /// is wanted.
     fn centre_text(&mut self, item: Id, touched: &mut Touched) {
+        let Some((_, centre)) = &self.centre else { return };
         let vector = self.items.get(&item).and_then(|item| item.vector.as_ref());
-        let text = vector.map(|vector| centred(&vector.vector, &self.centre));
+        let text = vector.map(|vector| centred(&vector.vector, centre));
         let old = match &text {
             Some(text) => self.texts.insert(item.clone(), text.clone()),
             None => self.texts.remove(&item),
@@ -393,9 +418,9 @@ pub struct Inputs<'s> {
 pub fn neighbours<'s>(
     inputs: Inputs<'s>,
     semantics: Arc<Semantics>,
-    centre: Quantised,
+    centre_of: CentreOf,
 ) -> VecCollection<'s, Epoch, Output, isize> {
-    let mut state = Neighbours::new(semantics, centre);
+    let mut state = Neighbours::new(semantics, centre_of);
     let Inputs { pairs, labels, everywhere, again, sketches, items, clock } = inputs;
     let input = pairs
         .map(Input::Pair)

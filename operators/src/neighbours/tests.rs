@@ -61,7 +61,7 @@ impl World {
             items: BTreeMap::new(),
             neighbourhood,
             effective: EffectiveSketches::new(neighbourhood),
-            neighbours: Neighbours::new(semantics, CENTRE.into()),
+            neighbours: Neighbours::new(semantics, Box::new(|_| CENTRE.into())),
             seen: BTreeMap::new(),
             lacking: BTreeSet::new(),
         }
@@ -69,8 +69,13 @@ impl World {
 
     /// One epoch: these labels come or go, the clock is at `now`. Gives how many pairs were computed.
     fn epoch(&mut self, labels: &[(Arc<LabelledExample>, isize)], mut inputs: Changes<Input>) -> usize {
-        let clock =
-            Clock { maxima: [self.now].into(), now: self.now, publish: true, actives: Arc::default() };
+        let clock = Clock {
+            maxima: [self.now].into(),
+            now: self.now,
+            publish: true,
+            actives: Arc::default(),
+            shadow: None,
+        };
         let mut sketched = Changes::new();
         for (label, diff) in labels {
             inputs.push((Input::OfUser(label.clone()), *diff));
@@ -251,4 +256,55 @@ fn rings_that_erasures_emptied_are_filled_again_within_the_epoch() {
         assert_eq!(world.seen, world.replayed(), "after the erasure of {user}");
     }
     assert!(refilled >= 2, "no ring came to lack any");
+}
+
+/// Weights with another text centre: every text is centred anew, and each pair stands as in an operator that
+/// never knew the one before.
+#[test]
+fn another_text_centre_is_as_if_it_had_always_been_that_one() {
+    let item = |n: i16| -> Item {
+        let text = text_digest(&n.to_string());
+        let vector = ItemVector { text, vector: [20 * n, 7 - n, 5].into() };
+        Arc::new(ItemState { text, creator: None, categories: vec![], vector: Some(vector) })
+    };
+    let inputs = || -> Changes<Input> {
+        let mut inputs: Changes<Input> = (0..4)
+            .map(|n| (Input::Item(0, (format!("i{n}").into(), item(n))), 1))
+            .chain([(Input::Pair(("u".into(), "i0".into())), 1)])
+            .collect();
+        for n in 1..4 {
+            inputs.push((Input::OfUser(labelled("u", &format!("i{n}"), 1, n as i64, n)), 1));
+        }
+        inputs
+    };
+    let operator = || {
+        let centre_of = |version: &str| -> Quantised {
+            match version {
+                "a" | "a again" => [5, -5, 0].into(),
+                _ => [0, 0, 60].into(),
+            }
+        };
+        Neighbours::new(Arc::new(Semantics::default()), Box::new(centre_of))
+    };
+    let step = |operator: &mut Neighbours, version: &str, mut inputs: Changes<Input>| {
+        let actives = Arc::new(ictflow_schemas::epoch::Actives {
+            ict_weights: version.into(),
+            ..ictflow_schemas::epoch::Actives::default()
+        });
+        inputs.push((
+            Input::Clock(0, Clock { maxima: [9].into(), now: 9, publish: true, actives, shadow: None }),
+            1,
+        ));
+        let mut out = Changes::new();
+        let computed = operator.step(inputs, &mut out);
+        let sources: Vec<Arc<Sources>> = out.into_iter().filter_map(|(o, _)| o.pair()?.sources).collect();
+        (computed, sources)
+    };
+    let mut switched = operator();
+    let (_, first) = step(&mut switched, "a", inputs());
+    assert_eq!(step(&mut switched, "a again", vec![]), (0, vec![]), "the same centre touches nothing");
+    let (computed, second) = step(&mut switched, "b", vec![]);
+    let (_, fresh) = step(&mut operator(), "b", inputs());
+    assert_eq!((computed, &second), (1, &fresh));
+    assert_ne!(first, second, "the centre counts");
 }

@@ -148,7 +148,7 @@ type Seen = BTreeMap<(Id, Id), (bool, Option<Retrieved>)>;
 
 /// Runs one time, and gives what was emitted and who asks the store of points.
 fn run(retrieval: &mut Retrieval, mut changes: Changes<Input>) -> (Vec<PairUpdate>, Vec<Lookup>) {
-    let clock = Clock { maxima: [].into(), now: 0, publish: true, actives: Arc::default() };
+    let clock = Clock { maxima: [].into(), now: 0, publish: true, actives: Arc::default(), shadow: None };
     changes.push((Input::Clock(0, clock), 1));
     let mut out = Vec::new();
     retrieval.step(changes, &mut out);

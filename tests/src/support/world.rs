@@ -240,7 +240,7 @@ impl World {
             generators,
             validator,
             encoder,
-            weights: Arc::new(Weights::from_safetensors(&self.weights).unwrap()),
+            weights: Arc::new(Weights::from_safetensors(&self.weights).unwrap()).into(),
             points: self.points.as_ref().map(|make| make()),
             snapshots: match &self.snapshots {
                 Some((folder, interval)) => {

@@ -86,7 +86,7 @@ fn report(world: &World) -> Report {
         semantics: Arc::new(world.semantics.clone()),
         formats: BTreeMap::new(),
         encoder: (encoder.id().to_owned(), encoder.width()),
-        weights: Arc::new(Weights::from_safetensors(&world.weights).unwrap()),
+        weights: Arc::new(Weights::from_safetensors(&world.weights).unwrap()).into(),
         workers: 2,
         chunk: 0,
     };

@@ -14,6 +14,7 @@ mod generator;
 mod kafka_job;
 mod kafka_topics;
 mod limits;
+mod models;
 mod parity;
 mod qdrant_job;
 mod qdrant_points;

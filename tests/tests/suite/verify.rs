@@ -24,7 +24,7 @@ fn try_verified(world: &World, epoch: Option<i64>) -> ictflow_connectors::Result
         semantics: Arc::new(world.semantics.clone()),
         formats: BTreeMap::new(),
         encoder: (encoder.id().to_owned(), encoder.width()),
-        weights: Arc::new(Weights::from_safetensors(&world.weights).unwrap()),
+        weights: Arc::new(Weights::from_safetensors(&world.weights).unwrap()).into(),
         workers: 2,
         chunk: 700,
     };

@@ -457,7 +457,7 @@ impl Simulation {
             generators: (0..CALLERS).map(|_| generator()).collect(),
             validator: Validator::new(&Prompt::builtin()),
             encoder: Box::new(Encoder::new(self.plan.clone())),
-            weights: weights().1.clone(),
+            weights: weights().1.clone().into(),
             points: store.map(|store| (Box::new(store) as Box<dyn Points>, 4)),
             snapshots: if keeps { Some((self.snapshots.another()?, interval)) } else { None },
         };

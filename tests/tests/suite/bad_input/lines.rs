@@ -70,7 +70,7 @@ fn start(folder: &Path, world: &World) -> Job {
         generators: vec![template()],
         validator: Validator::new(&Prompt::builtin()),
         encoder: hashed(),
-        weights: Arc::new(Weights::from_safetensors(&world.weights).unwrap()),
+        weights: Arc::new(Weights::from_safetensors(&world.weights).unwrap()).into(),
         points: None,
         snapshots: None,
     };
