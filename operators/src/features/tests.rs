@@ -360,7 +360,7 @@ fn an_impression_is_answered_by_what_stood_before_its_epoch() {
         let changed = decoded(next.into_iter().filter_map(Output::update).collect());
         let later = answers(outputs(&mut features, vec![(Input::Shown(shown(1, "c")), 1)]));
         let later = later[0].1.record(8);
-        assert_eq!((&later.neighbours, later.ict_weights.as_str()), (&ids(&changed[0])));
+        assert_eq!((&later.neighbours, later.ict_weights.as_str()), (&ids(&changed[0]), two.version()));
         assert_eq!(later.ict, changed[0].ict);
         // A pair that went is answered for the last time in the epoch in which it goes.
         let gone = PairUpdate { retrieved: None, live: false, ..pair(1) };
