@@ -441,5 +441,12 @@ fn a_user_who_was_erased_does_not_come_back_with_a_backfill() {
     for values in &mut wanted {
         values.retain(|key, _| ictflow_schemas::framing::unframe(key).unwrap()[0] != user.as_bytes());
     }
-    equal(&outputs(&world), &wanted, "after an erasure");
+    // There the user's labels speak through the votes of others: here they don't, as a recomputation says.
+    let mut found = outputs(&world);
+    for value in found[0].values_mut().chain(wanted[0].values_mut()) {
+        let feature = Feature::decode(value).unwrap();
+        *value = Feature { votes: vec![], neighbours: vec![], ..feature }.encode();
+    }
+    equal(&found, &wanted, "after an erasure");
+    no_difference(&world, None, "after an erasure");
 }
