@@ -28,7 +28,7 @@ use ictflow_connectors::llm::validate::Validator;
 use ictflow_connectors::local::{FILE_NAME, Local};
 use ictflow_connectors::topics::Topics;
 use ictflow_connectors::{Error, Result};
-use ictflow_operators::ict::{Kind, Shape, Weights, untrained};
+use ictflow_operators::ict::{Kind, Weights};
 use ictflow_operators::ranking::split::Sample;
 use ictflow_schemas::config::{CotStride, Semantics};
 use ictflow_schemas::dataset::{Dataset, Row};
@@ -75,7 +75,7 @@ pub fn streamed(
     most: usize,
 ) -> Result<Report> {
     let ranker = Ranker::read(&folder.join("ranker.safetensors"))?;
-    let weights = weights(&folder.join("ict.safetensors"), encoder.width())?;
+    let weights = weights(&folder.join("ict.safetensors"))?;
     std::fs::create_dir_all(state).map_err(|error| {
         Error::fatal(format!("make {}", state.display()), error, "name a folder that can be written")
     })?;
@@ -157,20 +157,16 @@ fn time(rows: &[Row], sample: &Sample) -> Millis {
     rows[sample.row as usize].time
 }
 
-/// The ICT weights of a training; where its arm has no vector, untrained ones, which nobody reads then.
-fn weights(path: &Path, width: usize) -> Result<Arc<Weights>> {
+/// The ICT weights of a training. They also carry the centre by which neighbours' texts are compared, so that
+/// even votes alone can't be streamed without them.
+fn weights(path: &Path) -> Result<Arc<Weights>> {
     let failed = |error: &dyn std::fmt::Display| {
-        Error::fatal(format!("load {}", path.display()), error, "ictflow train writes it")
+        let hint = "ictflow train writes it for arms that have a vector, such as attention+votes";
+        Error::fatal(format!("load {}", path.display()), error, hint)
     };
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            untrained(1, Shape { text: width, ..Shape::default() }).map_err(|e| failed(&e))?
-        }
-        Err(error) => return Err(failed(&error)),
-    };
+    let bytes = std::fs::read(path).map_err(|e| failed(&e))?;
     let weights = Weights::from_safetensors(&bytes).map_err(|e| failed(&e))?;
-    if weights.kind() == Kind::Decoder && path.exists() {
+    if weights.kind() == Kind::Decoder {
         return Err(failed(&"vectors of a decoder need CoTs, which no stream of a data set has"));
     }
     Ok(Arc::new(weights))
@@ -352,7 +348,7 @@ mod tests {
     /// What stands on the topic when a sample comes is what training let it see.
     #[test]
     fn a_stream_reaches_what_the_offline_evaluation_reached() {
-        for arm in ["votes", "attention+votes"] {
+        for arm in ["attention", "attention+votes"] {
             let folder = tempfile::tempdir().unwrap();
             let prepared = world::prepared(Protocol::Time);
             let options = train::Options {

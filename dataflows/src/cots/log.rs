@@ -204,7 +204,7 @@ impl CotLog {
             tokens_out: record.tokens_out,
             version,
         };
-        if ok || !self.answers.get(&key).is_some_and(|known| known.text.is_some()) {
+        if ok || self.answers.get(&key).is_none_or(|known| known.text.is_none()) {
             self.answers.insert(key, answer);
         }
     }

@@ -206,7 +206,7 @@ fn a_call_that_failed_is_made_again_and_a_service_that_is_gone_ends_the_run() {
     let seen = Arc::default();
     fn busy(call: usize) -> Option<Error> {
         let hint = "is the service well?";
-        (call % 3 == 0).then(|| Error::retry(Duration::from_millis(1), "ask the LLM", "503", hint))
+        (call.is_multiple_of(3)).then(|| Error::retry(Duration::from_millis(1), "ask the LLM", "503", hint))
     }
     let asked = run(&prepared, folder.path(), Fake { fails: busy, ..Fake::of(&seen) }, ENDLESS).unwrap();
     assert_eq!((asked.made, asked.failed), (8, 0));

@@ -89,7 +89,7 @@ impl Log {
     }
 
     /// Reads to the end that the topic has now.
-    fn to_end(&mut self, topics: &mut dyn Topics, mut keep: impl FnMut(Record) -> Result<()>) -> Result<()> {
+    fn read_on(&mut self, topics: &mut dyn Topics, mut keep: impl FnMut(Record) -> Result<()>) -> Result<()> {
         let ends = topics.ends(&self.name)?;
         let mut waits = 0;
         while self.reader.positions().iter().zip(&ends).any(|(at, end)| at < end) {
@@ -137,7 +137,7 @@ impl Subscription {
             None => None,
         };
         if let Some(log) = &mut epochs {
-            log.to_end(&mut *topics, |record| {
+            log.read_on(&mut *topics, |record| {
                 follow(&mut followed, &record);
                 Ok(())
             })?;
@@ -160,7 +160,7 @@ impl Subscription {
         let mut touched = Touched::default();
         subscription.whole_features(&mut touched)?;
         let Subscription { topics, items, catalog, .. } = &mut subscription;
-        items.to_end(&mut **topics, |record| {
+        items.read_on(&mut **topics, |record| {
             catalog.take_item(&record);
             Ok(())
         })?;
@@ -171,7 +171,7 @@ impl Subscription {
     /// Reads the features to their end.
     fn whole_features(&mut self, touched: &mut Touched) -> Result<()> {
         let Subscription { topics, features, view, .. } = self;
-        features.to_end(&mut **topics, |record| {
+        features.read_on(&mut **topics, |record| {
             touched.users.extend(view.take(&record)?);
             Ok(())
         })
@@ -182,7 +182,7 @@ impl Subscription {
         let Subscription { topics, options, catalog, embeddings, .. } = self;
         if catalog.restarts() {
             let log = embeddings.insert(Log::open(&mut **topics, options.names.of(Topic::Embeddings))?);
-            log.to_end(&mut **topics, |record| {
+            log.read_on(&mut **topics, |record| {
                 touched.catalog |= catalog.take_embedding(&record);
                 Ok(())
             })?;

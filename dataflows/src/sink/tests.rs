@@ -13,7 +13,7 @@ const MINUTE: Millis = 60_000;
 
 /// A sink over topics in a folder, as a start with these maxima opens it.
 fn sink(folder: &Path, maxima: Option<Millis>) -> Sink {
-    let mut topics = Local::open(&folder.join("topics.sqlite")).unwrap();
+    let mut topics = Local::open(folder.join("topics.sqlite")).unwrap();
     let names = Names::new(&BTreeMap::new(), "");
     for topic in [Topic::Features, Topic::Examples, Topic::DeadLetters, Topic::Progress] {
         topics.ensure(names.of(topic), 1, topic.policy()).unwrap();
@@ -80,7 +80,7 @@ fn example(id: &str, item: &str, verdict: Verdict) -> Arc<Example> {
 
 /// What stands under an example's key.
 fn standing(folder: &Path, id: &str) -> Option<ExampleRecord> {
-    let mut topics = Local::open(&folder.join("topics.sqlite")).unwrap();
+    let mut topics = Local::open(folder.join("topics.sqlite")).unwrap();
     let values = read_compacted(&mut topics, "examples").unwrap();
     let (_, value) = values.get(&identity(id).frame().into_bytes())?;
     Some(ExampleRecord::decode(value).unwrap())

@@ -60,7 +60,7 @@ fn step(n: usize) -> Vec<Value> {
         event(&user, &format!("i{n}"), &film, "impression", None, time),
     ];
     if n % 5 != 4 {
-        let stars = if n % 3 == 0 { 2.0 } else { 5.0 };
+        let stars = if n.is_multiple_of(3) { 2.0 } else { 5.0 };
         events.push(event(&user, &format!("r{n}"), &film, "rate", Some(stars), time + SECOND));
     }
     events
