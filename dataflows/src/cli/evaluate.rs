@@ -83,9 +83,11 @@ fn file_name(text: &str) -> std::result::Result<String, String> {
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let arms = arms(&arguments.arms)?;
     let data_set = &arguments.data_set;
+    // What is wrong with the data is told before a model is asked for.
+    let source = data_set.source()?;
     let mut encoder = data_set.encoder()?;
     let vectors = models().join("vectors");
-    let prepared = Prepared::read(&data_set.source()?, &mut *encoder, &vectors)?;
+    let prepared = Prepared::read(&source, &mut *encoder, &vectors)?;
     let log = arguments.cots.as_deref().map(CotLog::read).transpose()?;
     let cots = Cots::of(&prepared, &arms, log.as_ref(), &mut *encoder, &vectors.join("cots"))?;
     drop(encoder);

@@ -167,6 +167,14 @@ fn first(arguments: &Arguments) -> Result<()> {
     let mut topics = config.topics(true)?;
     let lineage = Lineage::read(&mut *topics, &config.options.names, &config.options.job, Format::Avro)?;
     show(&lineage);
+    if let Some((user, item)) = lineage.pairs().into_iter().next() {
+        // Of one pair the neighbours are read too.
+        let (names, job) = (&config.options.names, &config.options.job);
+        let one = Lineage::read_pair(&mut *topics, names, job, Format::Avro, (user, item))?;
+        if let Some(text) = one.explain(user, item) {
+            println!("\nictflow explain {user} {item}\n{text}");
+        }
+    }
     let path = out.join("summary.json");
     write_json(&path, &summary)?;
     tell(&summary, &path);
@@ -296,7 +304,7 @@ fn recorded_stride(out: &Path) -> Result<CotStride> {
     })
 }
 
-/// Three users with their demonstrations and texts, and one vector explained whole.
+/// Three users with their demonstrations and texts.
 fn show(lineage: &Lineage) {
     let mut shown = BTreeSet::new();
     for (user, item) in lineage.pairs() {
@@ -313,11 +321,6 @@ fn show(lineage: &Lineage) {
                 println!("    {}", cot.map_or("(no text)", |cot| &cot.text));
             }
         }
-    }
-    if let Some((user, item)) = lineage.pairs().into_iter().next()
-        && let Some(text) = lineage.explain(user, item)
-    {
-        println!("\nictflow explain {user} {item}\n{text}");
     }
 }
 

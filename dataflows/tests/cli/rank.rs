@@ -92,11 +92,11 @@ fn live_pairs_are_ranked_with_ages_and_status() {
     }
 
     let (user, items) = live.first_key_value().unwrap();
-    let table = rank(&["--user", user, "--user", "nobody", "--top", "2"]).good();
+    let table = rank(&["--user", user, "--user", "zz", "--top", "2"]).good();
     let lines: Vec<&str> = table.lines().collect();
     assert_eq!(lines[0], format!("user {user}: 2 of {} live pairs", items.len()));
     assert!(lines[1].contains("vector age") && lines[2].trim_start().starts_with('1'), "{table}");
-    assert_eq!((lines.len(), lines[4]), (5, "user nobody: no live pair"));
+    assert_eq!((lines.len(), lines[4]), (5, "user zz: no live pair"));
 }
 
 #[test]
