@@ -232,7 +232,7 @@ fn a_job_behind_a_real_registry_equals_the_oracle_over_a_restart() {
     assert!(shown >= features.len());
     let lineage = Lineage::read(&mut *topics, &names, &world.job, Format::Avro).unwrap();
     let value = Feature::decode(features.values().next().unwrap()).unwrap();
-    assert!(lineage.explain(&value.user_id, &value.item_id).unwrap().contains("ict, "));
+    assert!(lineage.explain(&value.user_id, &value.item_id).unwrap().contains("ict by "));
 
     // The check: all fits, then a producer's newest schema doesn't, and neither does one that stands
     // where we write.
