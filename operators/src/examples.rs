@@ -280,15 +280,17 @@ impl Examples {
         let (window, lateness) = (semantics.attribution_window_ms, semantics.lateness_ms);
         let implicit = self.unlabelled.first().map(|key| key.0.saturating_add(window));
         let settled = self.unsettled.first().map(|(key, _)| key.0.saturating_add(lateness));
-        let last =
-            self.held.first_key_value().map(|(key, _)| key.0.saturating_add(window).saturating_add(lateness));
+        let last = self.held.first_key_value().map(|(key, _)| final_after(key.0, semantics));
         [implicit, settled, last].into_iter().flatten().min()
     }
 }
 
+/// The partition maximum beyond which an example of this time is final.
+pub fn final_after(event_time: Millis, semantics: &Semantics) -> Millis {
+    event_time.saturating_add(semantics.attribution_window_ms).saturating_add(semantics.lateness_ms)
+}
+
 /// Whether an example of this time is final: it changes only by erasure.
 pub fn is_final(event_time: Millis, maximum: Millis, semantics: &Semantics) -> bool {
-    let open =
-        event_time.saturating_add(semantics.attribution_window_ms).saturating_add(semantics.lateness_ms);
-    maximum > open
+    maximum > final_after(event_time, semantics)
 }

@@ -13,7 +13,7 @@
 //! example for each that isn't final.
 
 use crate::clock::{Clock, Wheel};
-use crate::examples::is_final;
+use crate::examples::{final_after, is_final};
 use crate::recovery::{Orders, Part, Recovery, Saved, Unsaved};
 use crate::staged::{route, staged};
 use crate::{Changes, Epoch};
@@ -145,6 +145,11 @@ impl Ledger {
     }
 }
 
+/// Says which labels are final by a clock.
+pub(crate) fn finality(semantics: &Semantics, clock: &Clock) -> impl Fn(&LabelledExample) -> bool {
+    |label| is_final(label.event_time, clock.maximum(label.partition), semantics)
+}
+
 /// The state of the operator.
 #[derive(Debug)]
 pub struct Labels {
@@ -209,11 +214,7 @@ impl Labels {
     fn change(&mut self, label: Arc<LabelledExample>, diff: isize, out: &mut Changes<Output>) {
         let ledger = self.users.entry(label.user.clone()).or_default();
         if diff > 0 {
-            let semantics = &self.semantics;
-            let due = label
-                .event_time
-                .saturating_add(semantics.attribution_window_ms)
-                .saturating_add(semantics.lateness_ms);
+            let due = final_after(label.event_time, &self.semantics);
             self.wheels.entry(label.partition).or_default().register(due, label.user.clone());
             ledger.open.insert(label.clone());
         } else {
@@ -230,9 +231,7 @@ impl Labels {
         }
         for user in due {
             let Some(ledger) = self.users.get_mut(&user) else { continue };
-            let is_final = |label: &Arc<LabelledExample>| {
-                is_final(label.event_time, clock.maximum(label.partition), &self.semantics)
-            };
+            let is_final = finality(&self.semantics, clock);
             let finals: Vec<_> = ledger.open.extract_if(.., |label| is_final(label)).collect();
             for label in &finals {
                 ledger.keep(label);

@@ -27,6 +27,15 @@ impl Label {
         }
     }
 
+    /// The number that `history_labels` has: 1 positive, 0 negative, −1 none.
+    pub fn number(self) -> i32 {
+        match self {
+            Label::Positive => 1,
+            Label::Negative => 0,
+            Label::None => -1,
+        }
+    }
+
     /// The label of a word.
     pub fn of_word(word: &str) -> Option<Self> {
         [Label::Positive, Label::Negative, Label::None].into_iter().find(|label| label.word() == word)

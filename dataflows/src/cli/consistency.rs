@@ -3,8 +3,6 @@
 use super::Store;
 use super::verify::Shown;
 use crate::consistency::{Report, TOLD, TOLERANCE, consistency};
-use crate::explain::job_of_outputs;
-use crate::recompute::Plan;
 use clap::Args;
 use ictflow_connectors::{Error, Result};
 use std::io::Write;
@@ -23,23 +21,7 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let config = arguments.store.config()?;
     let mut topics = config.topics(true)?;
-    let names = &config.options.names;
-    // A state folder alone doesn't say the job's name; its outputs do.
-    let recorded = match arguments.store.config {
-        None => job_of_outputs(&mut *topics, names)?,
-        Some(_) => None,
-    };
-    let job = recorded.unwrap_or_else(|| config.options.job.clone());
-    let encoder = config.encoder()?;
-    let plan = Plan {
-        names,
-        semantics: config.semantics.clone(),
-        formats: config.formats(),
-        encoder: (encoder.id().to_owned(), encoder.width()),
-        weights: config.versions(encoder.width(), false)?,
-        workers: config.options.workers,
-        chunk: 0,
-    };
+    let (job, plan) = arguments.store.plan(&config, &mut *topics, 0)?;
     let mut shown = Shown::new("consistency", "epochs");
     let report = consistency(&mut *topics, &plan, &job, |done, of| shown.show(done, of))?;
     shown.finish();

@@ -28,8 +28,10 @@ pub use supervise::Restarts;
 use crate::config::checked::{Config, InputFiles};
 use crate::config::raw::Raw;
 use crate::demo;
+use crate::explain::job_of_outputs;
 use crate::job::outputs;
 use crate::names::Names;
+use crate::recompute::Plan;
 use clap::{Args, Parser, Subcommand};
 use ictflow_connectors::topics::Topics;
 use ictflow_connectors::{Error, Result};
@@ -102,6 +104,32 @@ impl Store {
         // A state folder alone doesn't say the job's name; its topics do.
         let job = self.config.is_some().then_some(config.options.job.as_str());
         outputs::active(topics, &config.options.names, job)
+    }
+
+    /// The job whose outputs are recomputed, and how: its interactions in coarse epochs of so many.
+    fn plan<'c>(
+        &self,
+        config: &'c Config,
+        topics: &mut dyn Topics,
+        chunk: usize,
+    ) -> Result<(String, Plan<'c>)> {
+        let names = &config.options.names;
+        // A state folder alone doesn't say the job's name; its outputs do.
+        let recorded = match self.config {
+            None => job_of_outputs(topics, names)?,
+            Some(_) => None,
+        };
+        let encoder = config.encoder()?;
+        let plan = Plan {
+            names,
+            semantics: config.semantics.clone(),
+            formats: config.formats(),
+            encoder: (encoder.id().to_owned(), encoder.width()),
+            weights: config.versions(encoder.width(), false)?,
+            workers: config.options.workers,
+            chunk,
+        };
+        Ok((recorded.unwrap_or_else(|| config.options.job.clone()), plan))
     }
 
     fn config(&self) -> Result<Config> {

@@ -1,8 +1,6 @@
 //! `ictflow verify`: recomputes the outputs from the logs and compares.
 
 use super::Store;
-use crate::explain::job_of_outputs;
-use crate::recompute::Plan;
 use crate::verify::compare::Kind;
 use crate::verify::{Report, verify};
 use clap::Args;
@@ -37,22 +35,7 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let config = arguments.store.config()?;
     let mut topics = config.topics(true)?;
-    let names = &config.options.names;
-    let recorded = match arguments.store.config {
-        None => job_of_outputs(&mut *topics, names)?,
-        Some(_) => None,
-    };
-    let job = recorded.unwrap_or_else(|| config.options.job.clone());
-    let encoder = config.encoder()?;
-    let plan = Plan {
-        names,
-        semantics: config.semantics.clone(),
-        formats: config.formats(),
-        encoder: (encoder.id().to_owned(), encoder.width()),
-        weights: config.versions(encoder.width(), false)?,
-        workers: config.options.workers,
-        chunk: arguments.chunk as usize,
-    };
+    let (job, plan) = arguments.store.plan(&config, &mut *topics, arguments.chunk as usize)?;
     let mut shown = Shown::new("verify", "interactions");
     let report = verify(&mut *topics, &plan, &job, arguments.epoch, |done, of| shown.show(done, of))?;
     shown.finish();

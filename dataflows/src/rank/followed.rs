@@ -40,12 +40,13 @@ impl Followed {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use ictflow_schemas::epoch::{Actives, Outputs};
     use std::collections::BTreeMap;
 
-    fn record(job: &str, epoch: i64, features: Option<&str>) -> EpochRecord {
+    /// Bounds that name the features in force, or none.
+    pub(in crate::rank) fn record(job: &str, epoch: i64, features: Option<&str>) -> EpochRecord {
         let outputs = |features: &str| Outputs {
             features: features.to_owned(),
             examples: "examples".to_owned(),

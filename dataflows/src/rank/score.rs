@@ -16,21 +16,17 @@ use super::ranker::Ranker;
 use super::view::Vector;
 use candle_core::{Device, Result as Made, Tensor};
 use ictflow_connectors::{Error, Result};
-use ictflow_operators::ict::count_scalar;
 use ictflow_operators::ranking::backbones::Inputs;
 use ictflow_operators::ranking::ids::Ids;
 use ictflow_operators::ranking::layers::Phase;
+use ictflow_operators::ranking::scalars::{LABEL_SCALARS, label_scalars, vote_scalars};
 use ictflow_operators::ranking::variables::values;
-use ictflow_operators::ranking::weights::LABEL_SCALARS;
 use ictflow_schemas::Id;
-use ictflow_schemas::neighbour::{RATE_ONE, VOTES, rate_of};
+use ictflow_schemas::neighbour::VOTES;
 use ictflow_schemas::vector::{SCALE, VectorSum};
 
 /// Pairs that are scored together.
 const SCORED_AT_ONCE: usize = 512;
-
-/// The places of the two counts among the votes: labels of the item's ring, selected of the user's.
-const COUNTS: [usize; 2] = [0, 4];
 
 /// A pair to be scored.
 #[derive(Clone, Copy, Debug)]
@@ -207,27 +203,17 @@ impl Ranker {
             all.extend(own_labels(&labels[labels.len().saturating_sub(self.serving.history)..]));
         }
         if self.serving.votes {
-            all.extend(if reads.votes { vote_scalars(&vector.votes) } else { [0.0; VOTES] });
+            // Zeros where a record has none.
+            let votes = <[f32; VOTES]>::try_from(&*vector.votes).ok().filter(|_| reads.votes);
+            all.extend(votes.map_or([0.0; VOTES], vote_scalars));
         }
         all
     }
 }
 
-/// What a user's own labels say, as training has it: the rate of positive ones, shrunk to one half and less one
-/// half, and L2(1 + n) / 8 of their number n.
+/// What a user's own labels say, of the numbers that a record has.
 fn own_labels(labels: &[i32]) -> [f32; LABEL_SCALARS] {
     let count = |label: i32| labels.iter().filter(|other| **other == label).count() as i64;
     let (positive, negative) = (count(1), count(0));
-    let all = positive + negative;
-    [rate_of(positive, all) as f32 / RATE_ONE as f32 - 0.5, count_scalar(all.unsigned_abs())]
-}
-
-/// The votes as scalars: the two counts as L2(1 + n) / 8, the others as they are; zeros where a record has none.
-fn vote_scalars(votes: &[f32]) -> [f32; VOTES] {
-    let Ok(mut votes) = <[f32; VOTES]>::try_from(votes) else { return [0.0; VOTES] };
-    for place in COUNTS {
-        // A count is a whole number, and not below zero.
-        votes[place] = count_scalar(votes[place].max(0.0) as u64);
-    }
-    votes
+    label_scalars(positive, positive + negative)
 }

@@ -3,6 +3,7 @@
 
 use super::catalog::Catalog;
 use super::catalog::tests::{catalog, embedding, item, titled};
+use super::followed::tests::record as recorded;
 use super::prequential::{Contender, Labelled, Prequential};
 use super::ranker::Ranker;
 use super::ranking::{Ranking, rankings};
@@ -15,7 +16,7 @@ use crate::names::Names;
 use crate::ranking::arms::Arm;
 use crate::ranking::dataset::{Part, Prepared, Protocol};
 use crate::ranking::model::{Model, Sizes, settings};
-use crate::ranking::neighbours::{Neighbours, vote_scalars};
+use crate::ranking::neighbours::Neighbours;
 use crate::ranking::tensors::{Columns, NeighbourColumns, Retrieved, Vocabularies};
 use crate::ranking::world;
 use candle_core::{Device, Var};
@@ -24,15 +25,14 @@ use ictflow_connectors::topics::Topics;
 use ictflow_operators::ranking::backbones::{Kind, Settings};
 use ictflow_operators::ranking::draws::Draws;
 use ictflow_operators::ranking::layers::{Maker, Phase, Projection};
+use ictflow_operators::ranking::scalars::vote_scalars;
 use ictflow_operators::ranking::tables::Rows;
 use ictflow_operators::ranking::variables::{Role, Variables, values};
 use ictflow_operators::ranking::weights::{self, Description, Serving, TextInput, VectorInput};
 use ictflow_schemas::Id;
 use ictflow_schemas::config::Semantics;
-use ictflow_schemas::epoch::{Actives, EpochRecord, Outputs};
 use ictflow_schemas::feature::{Feature, VectorKind};
 use ictflow_schemas::framing::hashed_row;
-use ictflow_schemas::history::Label;
 use ictflow_schemas::neighbour::{ItemVotes, UserVotes, Votes};
 use ictflow_schemas::topic::{NewRecord, Policy, Record, Topic};
 use ictflow_schemas::wire::{Format, Wire};
@@ -187,8 +187,10 @@ fn served_inputs_give_the_logits_of_training() {
             },
         })
         .collect();
-    let mut neighbours =
-        Neighbours { votes: votes.iter().flat_map(vote_scalars).collect(), ..Neighbours::default() };
+    let mut neighbours = Neighbours {
+        votes: votes.iter().flat_map(|votes| vote_scalars(votes.numbers())).collect(),
+        ..Neighbours::default()
+    };
     for nearest in &mut neighbours.nearest {
         let places = prepared.len() * ictflow_operators::ict::MAX_NEIGHBOURS;
         nearest.users = vec![0; places];
@@ -227,14 +229,9 @@ fn served_inputs_give_the_logits_of_training() {
         .collect();
     for ((place, user, item), sample) in samples.iter().zip(prepared.part(Part::Test)) {
         let before = prepared.histories.before(sample.row);
-        let number = |label: Label| match label {
-            Label::Positive => 1,
-            Label::Negative => 0,
-            Label::None => -1,
-        };
         let feature = Feature {
             history: before.iter().map(|row| items[rows[*row as usize].item as usize].to_string()).collect(),
-            history_labels: before.iter().map(|row| number(rows[*row as usize].label)).collect(),
+            history_labels: before.iter().map(|row| rows[*row as usize].label.number()).collect(),
             votes: votes[*place].numbers().to_vec(),
             ..feature(user, item, &[])
         };
@@ -445,24 +442,7 @@ impl Store {
 }
 
 fn bounds(epoch: i64, features: Option<&str>) -> Record {
-    let outputs = |features: &str| Outputs {
-        features: features.to_owned(),
-        examples: "x".to_owned(),
-        collection: None,
-    };
-    let value = EpochRecord {
-        job: "j".to_owned(),
-        epoch,
-        ends: BTreeMap::new(),
-        maxima: vec![],
-        clock: 0,
-        actives: Actives::default(),
-        config_digest: String::new(),
-        config: None,
-        starts: BTreeMap::new(),
-        erasures: vec![],
-        outputs: features.map(outputs),
-    };
+    let value = recorded("j", epoch, features);
     Record { key: Some(value.key()), value: Some(value.encode()), ..item("", None) }
 }
 

@@ -33,6 +33,8 @@
 
 use super::neighbours::Selecting;
 pub use crate::cots::texts::Variant as Cot;
+use ictflow_operators::ranking::scalars::LABEL_SCALARS;
+use ictflow_schemas::neighbour::VOTES;
 use serde::Serialize;
 
 /// What makes the vector.
@@ -64,14 +66,8 @@ pub struct Arm {
     pub selecting: Selecting,
 }
 
-/// Scalars of the user's own labels.
-pub const LABEL_SCALARS: usize = 2;
-
 /// The votes that stand for the item's own rate: they come first.
 pub const RATE_SCALARS: usize = 2;
-
-/// Scalars of the votes of both sources.
-pub const VOTE_SCALARS: usize = 9;
 
 /// The name of the fair baseline, which others are compared with.
 pub const STRONG: &str = "strong";
@@ -147,7 +143,7 @@ impl Arm {
     /// How many scalars it brings.
     pub fn scalars(&self) -> usize {
         let of = |there: bool, scalars: usize| if there { scalars } else { 0 };
-        of(self.labels, LABEL_SCALARS) + of(self.rate, RATE_SCALARS) + of(self.votes, VOTE_SCALARS)
+        of(self.labels, LABEL_SCALARS) + of(self.rate, RATE_SCALARS) + of(self.votes, VOTES)
     }
 
     /// Whether it needs neighbours.

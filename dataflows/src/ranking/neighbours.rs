@@ -6,21 +6,21 @@
 //!
 //! Text vectors are centred by their mean over the items that training knows.
 
-use super::arms::VOTE_SCALARS;
 use super::dataset::{Prepared, found};
 use super::delay::Delay;
 use super::failed;
 use super::progress::Progress;
 use ictflow_connectors::Result;
 use ictflow_operators::as_of::{Options, Replay, Row, Texts, leak};
-use ictflow_operators::ict::{MAX_NEIGHBOURS, SOURCES, age_scalar, age_units, count_scalar};
+use ictflow_operators::ict::{MAX_NEIGHBOURS, SOURCES, age_scalar, age_units};
 use ictflow_operators::ict::{residual_scalar, score_scalar};
 use ictflow_operators::ranking::histories::{example, sample};
+use ictflow_operators::ranking::scalars::vote_scalars;
 use ictflow_operators::ranking::split::Sample;
 use ictflow_operators::retrieval::neighbours::{Neighbour, Neighbourhood};
 use ictflow_schemas::Id;
 use ictflow_schemas::dataset::Dataset;
-use ictflow_schemas::neighbour::{LabelledExample, RATE_ONE, Votes};
+use ictflow_schemas::neighbour::{LabelledExample, RATE_ONE, VOTES};
 use ictflow_schemas::vector::{Quantised, VectorSum};
 use serde::Serialize;
 use std::collections::{HashMap, HashSet};
@@ -76,20 +76,10 @@ pub struct Nearest {
 /// What the replay says of all samples.
 #[derive(Clone, Debug, Default)]
 pub struct Neighbours {
-    /// [`VOTE_SCALARS`] a sample.
+    /// [`VOTES`] a sample.
     pub votes: Vec<f32>,
     /// By source: `same_item`, `same_user`.
     pub nearest: [Nearest; SOURCES],
-}
-
-/// The votes as scalars: counts as L2(1 + n) / 8, the others as they are.
-pub(crate) fn vote_scalars(votes: &Votes) -> [f32; VOTE_SCALARS] {
-    let count = |n: i64| count_scalar(n.unsigned_abs());
-    let [_, ring, mean, weighted, _, rest @ ..] = votes.numbers();
-    let [user_mean, user_weighted, deviation, weighted_deviation] = rest;
-    // The item's own rate comes first: an arm reads these two alone.
-    let (of_item, of_user) = (count(votes.same_item.ring), count(votes.same_user.selected));
-    [of_item, ring, mean, weighted, of_user, user_mean, user_weighted, deviation, weighted_deviation]
 }
 
 /// A row that has no leak.
@@ -161,12 +151,12 @@ impl Neighbours {
             residuals: vec![0.0; places],
             there: vec![0.0; places],
         };
-        Neighbours { votes: vec![0.0; samples * VOTE_SCALARS], nearest: [nearest(), nearest()] }
+        Neighbours { votes: vec![0.0; samples * VOTES], nearest: [nearest(), nearest()] }
     }
 
     fn set(&mut self, data: &Dataset, row: &Row) -> Result<()> {
-        let begin = row.place * VOTE_SCALARS;
-        self.votes[begin..begin + VOTE_SCALARS].copy_from_slice(&vote_scalars(&row.sources.votes));
+        let begin = row.place * VOTES;
+        self.votes[begin..begin + VOTES].copy_from_slice(&vote_scalars(row.sources.votes.numbers()));
         let of_sources = [&row.sources.same_item, &row.sources.same_user];
         for (nearest, selected) in self.nearest.iter_mut().zip(of_sources) {
             nearest.set(data, row.place * MAX_NEIGHBOURS, selected)?;

@@ -3,6 +3,7 @@
 
 use super::delay::Delay;
 use super::report::{Gain, Report, Row};
+use ictflow_connectors::telemetry::page::escape;
 use std::fmt::Write as _;
 
 /// Sizes in pixels.
@@ -78,7 +79,7 @@ pub fn svg(report: &Report) -> String {
         report.reference, report.protocol, report.test, report.test_users
     );
     // Writing to a String cannot fail.
-    let _ = writeln!(text, "<text x=\"8\" y=\"20\" font-weight=\"bold\">{}</text>", escaped(&title));
+    let _ = writeln!(text, "<text x=\"8\" y=\"20\" font-weight=\"bold\">{}</text>", escape(&title));
     let gains = report.rows.iter().filter_map(|row| row.gains.as_ref());
     panel(&mut text, "AUC", NAMES, end, &lines, &Scale::over(gains.clone().map(|g| &g.auc)), |g| g.auc);
     let right = NAMES + PANEL + GAP;
@@ -89,7 +90,7 @@ pub fn svg(report: &Report) -> String {
             Line::Backbone(name) => {
                 writeln!(text, "<text x=\"8\" y=\"{y:.1}\" font-weight=\"bold\">{name}</text>")
             }
-            Line::Arm(row) => writeln!(text, "<text x=\"20\" y=\"{y:.1}\">{}</text>", escaped(&named(row))),
+            Line::Arm(row) => writeln!(text, "<text x=\"20\" y=\"{y:.1}\">{}</text>", escape(&named(row))),
         };
     }
     text.push_str("</svg>\n");
@@ -152,11 +153,6 @@ fn panel(
     }
 }
 
-/// Text as XML takes it.
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -184,6 +180,6 @@ mod tests {
 
     #[test]
     fn what_a_name_holds_cannot_leave_its_text() {
-        assert_eq!(escaped("a<b> & c"), "a&lt;b&gt; &amp; c");
+        assert_eq!(escape("a<b> & c"), "a&lt;b&gt; &amp; c");
     }
 }

@@ -17,7 +17,7 @@
 //! **Memory**: 4 B a history entry and a scalar of each sample, 768 B a neighbour-reading sample and source,
 //! one text vector an item.
 
-use super::arms::{Arm, LABEL_SCALARS, RATE_SCALARS, VOTE_SCALARS, Vector};
+use super::arms::{Arm, RATE_SCALARS, Vector};
 use super::dataset::{Part, Prepared};
 use super::delay::Delay;
 use super::demonstrations::DemonstrationColumns;
@@ -26,14 +26,15 @@ use candle_core::{DType, Device, Result, Tensor};
 use ictflow_operators::ict::training::{
     Demonstrations, HashedRows, Neighbours as Gathered, Parties, Samples, TableRows,
 };
-use ictflow_operators::ict::{MAX_NEIGHBOURS, SOURCES, count_scalar};
+use ictflow_operators::ict::{MAX_NEIGHBOURS, SOURCES};
 use ictflow_operators::ranking::ids::Ids;
+use ictflow_operators::ranking::scalars::{LABEL_SCALARS, label_scalars};
 use ictflow_operators::ranking::tables::Rows;
 use ictflow_schemas::Id;
 use ictflow_schemas::dataset::Dataset;
 use ictflow_schemas::framing::hashed_row;
 use ictflow_schemas::history::Label;
-use ictflow_schemas::neighbour::{RATE_ONE, rate_of};
+use ictflow_schemas::neighbour::VOTES;
 use ictflow_schemas::vector::SCALE;
 use std::ops::Range;
 
@@ -377,20 +378,14 @@ fn own_labels(prepared: &Prepared, delay: Delay) -> Result<Tensor> {
     for sample in prepared.samples() {
         let before = histories.before(sample.row).iter().map(|row| &rows[*row as usize]);
         let known = before.filter(|row| delay.known(data.label_time(row), rows[sample.row as usize].time));
-        all.extend(label_scalars(known.map(|row| row.label)));
+        let (mut positive, mut labels) = (0, 0);
+        for row in known.filter(|row| row.label != Label::None) {
+            positive += i64::from(row.label == Label::Positive);
+            labels += 1;
+        }
+        all.extend(label_scalars(positive, labels));
     }
     Tensor::from_vec(all, (prepared.len(), LABEL_SCALARS), &Device::Cpu)
-}
-
-/// What labels of a user say: the rate of positive ones, shrunk to ½ and less ½, and L2(1 + n) / 8 of their
-/// number n.
-fn label_scalars(labels: impl Iterator<Item = Label>) -> [f32; LABEL_SCALARS] {
-    let (mut positive, mut all) = (0_i64, 0_i64);
-    for label in labels.filter(|label| *label != Label::None) {
-        positive += i64::from(label == Label::Positive);
-        all += 1;
-    }
-    [rate_of(positive, all) as f32 / RATE_ONE as f32 - 0.5, count_scalar(all.unsigned_abs())]
 }
 
 impl Items {
@@ -446,9 +441,9 @@ impl NeighbourColumns {
     /// Where memory can't be had.
     pub fn of(neighbours: Neighbours, vocabularies: &Vocabularies) -> Result<Self> {
         let Neighbours { votes, nearest: [same_item, same_user] } = neighbours;
-        let count = votes.len() / VOTE_SCALARS;
+        let count = votes.len() / VOTES;
         Ok(NeighbourColumns {
-            votes: Tensor::from_vec(votes, (count, VOTE_SCALARS), &Device::Cpu)?,
+            votes: Tensor::from_vec(votes, (count, VOTES), &Device::Cpu)?,
             nearest: [
                 NearestColumns::of(same_item, vocabularies, count)?,
                 NearestColumns::of(same_user, vocabularies, count)?,

@@ -6,7 +6,8 @@ use std::fs;
 use std::path::Path;
 use tempfile::TempDir;
 
-const HEAD: &str = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n";
+/// The first line of interactions.
+pub const HEAD: &str = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n";
 
 /// 600 ratings of 20 users, whose taste alternates; items come one after the other.
 pub fn ratings() -> String {

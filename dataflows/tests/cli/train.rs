@@ -1,41 +1,15 @@
 //! `ictflow train`: a small folder end to end, a kill in the middle, and folders that are malformed.
 
+use crate::evaluate::{HEAD, folder, ratings};
 use crate::support::{LIMIT, Ran, dry, ictflow, items, parsed, run, tail, world};
 use ictflow_connectors::parquet::{Row, Writer};
 use ictflow_schemas::example::ExampleRecord;
 use ictflow_schemas::item::Item;
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
-use tempfile::TempDir;
-
-const HEAD: &str = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n";
-
-/// 600 ratings of 20 users; items come one after the other.
-fn ratings() -> String {
-    let mut text = HEAD.to_owned();
-    for n in 0..600_u32 {
-        let (user, item) = (n * 7 % 20, n / 15);
-        let rating = 2 + 3 * u32::from((user + item * item) % 3 != 0);
-        writeln!(text, "u{user}\ti{item}\t{rating}\t{}", 1_600_000_000 + 900 * n).unwrap();
-    }
-    text
-}
-
-fn folder(inter: &str) -> TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    fs::create_dir(folder.path().join("d")).unwrap();
-    fs::write(folder.path().join("d/d.inter"), inter).unwrap();
-    let mut items = "item_id:token\ttitle:token_seq\tclass:token_seq\n".to_owned();
-    for item in 0..40 {
-        writeln!(items, "i{item}\tClip {item}\tkind{}", item % 3).unwrap();
-    }
-    fs::write(folder.path().join("d/d.item"), items).unwrap();
-    folder
-}
 
 /// A small training. Many epochs and no patience, so that a kill finds it at work.
 const SMALL: [&str; 23] = [

@@ -16,8 +16,8 @@
 //!
 //! **Memory**: for a pair its selections, shared, and its vector; the tokens of the demonstrations in the
 //! pool, computed once each; rows and part, about 700 B, of every item that a pair or a history of one had
-//! since it last changed; all of it twice with a shadow. With attention also every item's state, shared, and 256 B a user and an item met
-//! as a neighbour.
+//! since it last changed; all of it twice with a shadow. With attention also every item's state, shared, and
+//! 256 B a user and an item met as a neighbour.
 
 use crate::clock::Clock;
 use crate::ict::{Kind, Versions};
@@ -32,7 +32,6 @@ use ictflow_schemas::catalog::Item;
 use ictflow_schemas::config::Semantics;
 use ictflow_schemas::epoch::Actives;
 use ictflow_schemas::feature::{CotStatus, Feature, NeighbourSource, UsedDemonstration, UsedNeighbour};
-use ictflow_schemas::history::Label;
 use ictflow_schemas::invariants;
 use ictflow_schemas::wire::Wire;
 use maker::{Maker, Shared, Wanted};
@@ -342,7 +341,7 @@ impl Features {
             ]
             .concat(),
             vector_kind: self.live.kind(),
-            history_labels: history.iter().map(|entry| label_number(entry.label)).collect(),
+            history_labels: history.iter().map(|entry| entry.label.number()).collect(),
         };
         // A feature that contradicts itself must not reach a ranker.
         if let Err(violation) = invariants::feature(&feature, self.k, self.neighbours) {
@@ -382,15 +381,6 @@ fn millionths(a: &[f32], b: &[f32]) -> i32 {
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
     let norms = (dot(a, a) * dot(b, b)).sqrt();
     if norms > 0.0 { (1e6 * dot(a, b) / norms).round() as i32 } else { 0 }
-}
-
-/// A label as `history_labels` has it.
-fn label_number(label: Label) -> i32 {
-    match label {
-        Label::Positive => 1,
-        Label::Negative => 0,
-        Label::None => -1,
-    }
 }
 
 /// The operator's inputs. `items` is broadcast.

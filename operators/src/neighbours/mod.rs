@@ -28,8 +28,8 @@
 mod tests;
 
 use crate::clock::{Clock, Wheel};
-use crate::examples::is_final;
 use crate::index::set;
+use crate::labels::finality;
 use crate::retrieval::neighbours::{Neighbourhood, SPARE, Sources};
 use crate::retrieval::ring::Ring;
 use crate::retrieval::same_item::same_item;
@@ -254,9 +254,7 @@ impl Neighbours {
         let rings = &mut self.rings[side as usize];
         let ring = rings.entry(owner.clone()).or_default();
         let changed = if diff > 0 { ring.insert(label) } else { ring.remove(&label) };
-        ring.forget(self.neighbourhood.ring + SPARE, |label| {
-            is_final(label.event_time, clock.maximum(label.partition), &self.semantics)
-        });
+        ring.forget(self.neighbourhood.ring + SPARE, finality(&self.semantics, clock));
         if ring.is_empty() {
             rings.remove(&owner);
         }
@@ -269,11 +267,8 @@ impl Neighbours {
 
     /// Whether the ring of an item may come to miss examples that were let go of.
     fn lacks(&self, item: &Id, clock: &Clock) -> bool {
-        let is_final = |label: &LabelledExample| {
-            is_final(label.event_time, clock.maximum(label.partition), &self.semantics)
-        };
         let ring = self.rings[Side::Item as usize].get(item);
-        ring.is_some_and(|ring| ring.lacks(self.neighbourhood.ring, is_final))
+        ring.is_some_and(|ring| ring.lacks(self.neighbourhood.ring, finality(&self.semantics, clock)))
     }
 
     /// Gives the ring of an item all that stands of it.
@@ -283,9 +278,7 @@ impl Neighbours {
         }
         let ring = self.rings[Side::Item as usize].entry(item.clone()).or_default();
         ring.refill(labels);
-        ring.forget(self.neighbourhood.ring + SPARE, |label| {
-            is_final(label.event_time, clock.maximum(label.partition), &self.semantics)
-        });
+        ring.forget(self.neighbourhood.ring + SPARE, finality(&self.semantics, clock));
         touched.rings.insert((Side::Item, item));
     }
 

@@ -18,6 +18,7 @@ pub mod layers;
 pub mod loss;
 pub mod metrics;
 pub mod random;
+pub mod scalars;
 pub mod segments;
 pub mod split;
 pub mod tables;

@@ -7,6 +7,7 @@
 
 use super::RankingError;
 use super::backbones::{Kind, Settings};
+use super::scalars::LABEL_SCALARS;
 use super::tables::Rows;
 use super::variables::{Role, Variables, values};
 use candle_core::{Device, Tensor};
@@ -58,9 +59,6 @@ pub struct Serving {
     /// The vector; there where the backbone reads it.
     pub vector: Option<VectorInput>,
 }
-
-/// Scalars of the user's own labels: their shrunk rate less one half, and their number.
-pub const LABEL_SCALARS: usize = 2;
 
 /// Which text vectors a ranker was trained on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

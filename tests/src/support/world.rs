@@ -401,6 +401,26 @@ pub fn candidates(user: &str, computed_at: i64, items: &[&str]) -> Value {
     })
 }
 
+/// When worlds begin that are written by hand, milliseconds.
+pub const T0: i64 = 1_000_000_000;
+/// Milliseconds in a second.
+pub const SECOND: i64 = 1_000;
+
+/// Four films, three users who rated film `b` and then `a`, two likes and a dislike, and are offered `c` and `d`.
+pub fn films() -> Vec<Value> {
+    let mut lines: Vec<Value> =
+        ["a", "b", "c", "d"].iter().map(|id| item(id, Some(&format!("Film {id}")), "1")).collect();
+    for (n, (user, stars)) in [("u1", 5.0), ("u2", 4.0), ("u3", 1.0)].into_iter().enumerate() {
+        let time = T0 + 60 * SECOND * n as i64;
+        lines.push(event(user, &format!("{user}-1"), "b", "rate", Some(5.0), time));
+        lines.push(event(user, &format!("{user}-2"), "a", "rate", Some(stars), time + SECOND));
+    }
+    for user in ["u1", "u2", "u3"] {
+        lines.push(candidates(user, T0 + 600 * SECOND, &["c", "d"]));
+    }
+    lines
+}
+
 /// Appends records and steps until the job is idle.
 pub fn feed(job: &mut Job, lines: &[Value], partitions: u32) {
     append(job, lines, partitions);

@@ -12,15 +12,15 @@ use ictflow_schemas::example::{ExampleRecord, Served};
 use ictflow_schemas::neighbour::Neighbourhood;
 use ictflow_schemas::topic::{NewRecord, Topic};
 use ictflow_schemas::wire::Wire;
-use ictflow_tests::support::world::{World, append, candidates, event, feed, hashed, item, settle, template};
+use ictflow_tests::support::world::{
+    SECOND, T0, World, append, candidates, event, feed, hashed, item, settle, template,
+};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 /// A multiple of every period below.
-const T0: i64 = 1_000_000_000;
-const SECOND: i64 = 1_000;
 /// From one impression to the next.
 const STEP: i64 = 10 * SECOND;
 const USERS: usize = 6;

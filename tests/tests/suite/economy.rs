@@ -13,14 +13,11 @@ use ictflow_schemas::item::Item;
 use ictflow_schemas::topic::{NewRecord, Topic};
 use ictflow_schemas::wire::Wire;
 use ictflow_tests::support::world::{
-    self, Hooked, World, calls, candidates, close, event, feed, hashed, item, settle, template,
+    self, Hooked, SECOND, T0, World, calls, close, event, feed, films, hashed, item, settle, template,
 };
 use serde_json::Value;
 use std::path::Path;
 use std::sync::mpsc;
-
-const T0: i64 = 1_000_000_000;
-const SECOND: i64 = 1_000;
 
 /// Every example with a history gets a CoT.
 fn every_example() -> Semantics {
@@ -38,21 +35,6 @@ fn count(world: &World) -> usize {
     calls(world.calls_file.as_ref().unwrap()).len()
 }
 
-/// Four films, three users: two likes and a dislike on film `a`, each after another rating.
-fn small() -> Vec<Value> {
-    let mut lines: Vec<Value> =
-        ["a", "b", "c", "d"].iter().map(|id| item(id, Some(&format!("Film {id}")), "1")).collect();
-    for (n, (user, stars)) in [("u1", 5.0), ("u2", 4.0), ("u3", 1.0)].into_iter().enumerate() {
-        let time = T0 + 60 * SECOND * n as i64;
-        lines.push(event(user, &format!("{user}-1"), "b", "rate", Some(5.0), time));
-        lines.push(event(user, &format!("{user}-2"), "a", "rate", Some(stars), time + SECOND));
-    }
-    for user in ["u1", "u2", "u3"] {
-        lines.push(candidates(user, T0 + 600 * SECOND, &["c", "d"]));
-    }
-    lines
-}
-
 fn started(world: &World) -> Job {
     world.start(template(), hashed())
 }
@@ -62,7 +44,7 @@ fn a_new_job_over_the_same_logs_calls_nothing_and_gives_the_same_bytes() {
     let folder = tempfile::tempdir().unwrap();
     let first = world(folder.path(), "first");
     let mut job = started(&first);
-    feed(&mut job, &small(), first.partitions);
+    feed(&mut job, &films(), first.partitions);
     assert_eq!(count(&first), 3, "one call for each example with a history");
     drop(job);
     let second = world(folder.path(), "second");
@@ -80,7 +62,7 @@ fn a_restart_publishes_only_what_differs() {
     let folder = tempfile::tempdir().unwrap();
     let world = world(folder.path(), "job");
     let mut job = started(&world);
-    feed(&mut job, &small(), world.partitions);
+    feed(&mut job, &films(), world.partitions);
     let (epoch, features) = (job.committed(), world.compacted(Topic::Features));
     drop(job);
     // A leftover of nobody: the difference at start takes it away.
@@ -114,7 +96,7 @@ fn an_edit_asks_only_the_examples_on_its_item_and_a_price_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let world = world(folder.path(), "job");
     let mut job = started(&world);
-    feed(&mut job, &small(), world.partitions);
+    feed(&mut job, &films(), world.partitions);
     let published = job.totals().committed.features;
     feed(&mut job, &[item("a", Some("Film a"), "2"), item("b", Some("Film b"), "3")], world.partitions);
     assert_eq!(count(&world), 3, "a price asks nothing");
@@ -138,7 +120,7 @@ fn while_a_new_text_is_written_the_old_one_serves_as_stale() {
     let (allow, gate) = mpsc::channel();
     let mut job = world.start(gated(gate), hashed());
     (0..3).for_each(|_| allow.send(()).unwrap());
-    feed(&mut job, &small(), world.partitions);
+    feed(&mut job, &films(), world.partitions);
     let feature =
         |world: &World| Feature::decode(&world.compacted(Topic::Features)[&feature_key("u1", "c")]).unwrap();
     // K is 4 and three demonstrations exist.
@@ -159,7 +141,7 @@ fn a_delete_retracts_pairs_and_demonstrations_and_a_rebirth_asks_nothing_again()
     let folder = tempfile::tempdir().unwrap();
     let world = world(folder.path(), "job");
     let mut job = started(&world);
-    feed(&mut job, &small(), world.partitions);
+    feed(&mut job, &films(), world.partitions);
     assert_eq!(job.demonstrations().len(), 3);
     feed(&mut job, &[item("a", None, ""), item("c", None, "")], world.partitions);
     assert_eq!(job.demonstrations().len(), 0);
@@ -180,7 +162,7 @@ fn a_removed_answer_is_asked_again_and_no_other() {
     let folder = tempfile::tempdir().unwrap();
     let first = world(folder.path(), "first");
     let mut job = started(&first);
-    feed(&mut job, &small(), first.partitions);
+    feed(&mut job, &films(), first.partitions);
     drop(job);
     let removed = first.compacted(Topic::Cot).into_keys().next().unwrap();
     let place = {
@@ -214,7 +196,7 @@ fn an_embedding_that_goes_leaves_the_older_text_as_a_recomputation_has_it() {
     let folder = tempfile::tempdir().unwrap();
     let first = world(folder.path(), "first");
     let mut job = started(&first);
-    feed(&mut job, &small(), first.partitions);
+    feed(&mut job, &films(), first.partitions);
     let before = first.compacted(Topic::Features);
     let edit = item("c", Some("Film c, restored"), "1");
     feed(&mut job, std::slice::from_ref(&edit), first.partitions);
@@ -340,7 +322,7 @@ fn another_configuration_is_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let mut world = world(folder.path(), "job");
     let mut job = started(&world);
-    feed(&mut job, &small(), world.partitions);
+    feed(&mut job, &films(), world.partitions);
     drop(job);
     world.semantics.pair_ttl_ms += 1;
     let error = world.try_start(template(), hashed()).err().unwrap().to_string();
@@ -352,7 +334,7 @@ fn a_job_on_the_outputs_of_another_is_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let first = world(folder.path(), "first");
     let mut job = started(&first);
-    feed(&mut job, &small(), first.partitions);
+    feed(&mut job, &films(), first.partitions);
     drop(job);
     let second = World { job: "second".into(), topics_of: Some("first".into()), ..first.clone() };
     let error = second.try_start(template(), hashed()).err().unwrap().to_string();
@@ -364,7 +346,7 @@ fn an_epoch_recorded_under_other_weights_publishes_nothing_and_the_next_one_all(
     let folder = tempfile::tempdir().unwrap();
     let mut world = world(folder.path(), "job");
     let mut job = started(&world);
-    feed(&mut job, &small(), world.partitions);
+    feed(&mut job, &films(), world.partitions);
     let committed = job.committed();
     drop(job);
     // As a kill between the bounds and the commit leaves it: an item, and bounds that hold it.

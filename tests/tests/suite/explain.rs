@@ -9,32 +9,13 @@ use ictflow_schemas::cot::{CotRecord, CotStatus, topic_key};
 use ictflow_schemas::framing::{Digest, Partitioner};
 use ictflow_schemas::topic::{NewRecord, Topic};
 use ictflow_schemas::wire::{Format, Wire};
-use ictflow_tests::support::world::{self, World, candidates, event, feed, hashed, item, settle, template};
-use serde_json::Value;
+use ictflow_tests::support::world::{self, T0, World, feed, films, hashed, item, settle, template};
 use std::path::Path;
-
-const T0: i64 = 1_000_000_000;
-const SECOND: i64 = 1_000;
 
 fn world(folder: &Path, job: &str) -> World {
     let cot_stride = CotStride { positive: 1, explicit_negative: 1, implicit_negative: 1 };
     let semantics = Semantics { cot_stride, ..Semantics::default() };
     World::new(folder, job, semantics, world::weights(384))
-}
-
-/// Three users who rated film `b` and then `a`, and are offered `c` and `d`.
-fn small() -> Vec<Value> {
-    let mut lines: Vec<Value> =
-        ["a", "b", "c", "d"].iter().map(|id| item(id, Some(&format!("Film {id}")), "1")).collect();
-    for (n, (user, stars)) in [("u1", 5.0), ("u2", 4.0), ("u3", 1.0)].into_iter().enumerate() {
-        let time = T0 + 60 * SECOND * n as i64;
-        lines.push(event(user, &format!("{user}-1"), "b", "rate", Some(5.0), time));
-        lines.push(event(user, &format!("{user}-2"), "a", "rate", Some(stars), time + SECOND));
-    }
-    for user in ["u1", "u2", "u3"] {
-        lines.push(candidates(user, T0 + 600 * SECOND, &["c", "d"]));
-    }
-    lines
 }
 
 fn explained(world: &World, user: &str, item: &str) -> Explanation {
@@ -86,7 +67,7 @@ fn a_stale_demonstration_shows_the_text_that_was_used_and_the_prompt_that_asked_
     let folder = tempfile::tempdir().unwrap();
     let mut world = world(folder.path(), "stale");
     let mut job = world.start(template(), hashed());
-    feed(&mut job, &small(), world.partitions);
+    feed(&mut job, &films(), world.partitions);
     let before = explained(&world, "u2", "c");
     let of = |explanation: &Explanation, user: &str| {
         let found = explanation.demonstrations.iter().find(|d| d.example.as_ref().unwrap().user == user);
@@ -158,7 +139,7 @@ fn a_prompt_of_another_version_is_named_and_not_shown() {
     let other = Prompt::parse(&format!("{file}\n# another version\n")).unwrap_or_else(|e| panic!("{e}"));
     let version = other.version().to_owned();
     let mut job = world.start(Box::new(Template::new(other)), hashed());
-    feed(&mut job, &small(), world.partitions);
+    feed(&mut job, &films(), world.partitions);
     settle(&mut job);
     let explanation = explained(&world, "u2", "c");
     assert!(explanation.k > 0, "{explanation}");

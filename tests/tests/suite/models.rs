@@ -14,15 +14,12 @@ use ictflow_schemas::feature::Feature;
 use ictflow_schemas::topic::Topic;
 use ictflow_schemas::wire::Wire;
 use ictflow_tests::support::world::{
-    self, World, calls, candidates, event, feed, hashed, item, settle, template,
+    self, SECOND, T0, World, calls, event, feed, films, hashed, item, settle, template,
 };
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-const T0: i64 = 1_000_000_000;
-const SECOND: i64 = 1_000;
 
 /// A folder with the topics of a world and a directory of weights.
 struct Deployment {
@@ -156,20 +153,6 @@ fn start(world: &World, versions: Versions) -> Job {
 /// The shadow's topic.
 fn shadow(world: &World) -> String {
     format!("features_shadow.{}", world.job)
-}
-
-fn films() -> Vec<Value> {
-    let mut lines: Vec<Value> =
-        ["a", "b", "c", "d"].iter().map(|id| item(id, Some(&format!("Film {id}")), "1")).collect();
-    for (n, (user, stars)) in [("u1", 5.0), ("u2", 4.0), ("u3", 1.0)].into_iter().enumerate() {
-        let time = T0 + 60 * SECOND * n as i64;
-        lines.push(event(user, &format!("{user}-1"), "b", "rate", Some(5.0), time));
-        lines.push(event(user, &format!("{user}-2"), "a", "rate", Some(stars), time + SECOND));
-    }
-    for user in ["u1", "u2", "u3"] {
-        lines.push(candidates(user, T0 + 600 * SECOND, &["c", "d"]));
-    }
-    lines
 }
 
 /// Somebody rates one of the candidates of the others, a day after nothing else.
