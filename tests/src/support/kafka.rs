@@ -10,6 +10,7 @@ use ictflow_connectors::kafka::{Config, Kafka};
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
@@ -263,10 +264,22 @@ impl Broker {
         for answer in altered.unwrap_or_else(|error| panic!("alter {topic}: {error}")) {
             answer.unwrap_or_else(|(_, code)| panic!("alter {topic}: {code}"));
         }
-        let deleted = runtime.block_on(admin.delete_records(&offsets, &options));
-        for element in deleted.unwrap_or_else(|error| panic!("delete records of {topic}: {error}")).elements()
-        {
-            element.error().unwrap_or_else(|error| panic!("delete records of {topic}: {error}"));
+        // The altered settings reach the log a moment after the answer: until then the broker refuses.
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let deleted = runtime.block_on(admin.delete_records(&offsets, &options));
+            let deleted = deleted.unwrap_or_else(|error| panic!("delete records of {topic}: {error}"));
+            let refused = deleted.elements().into_iter().find_map(|element| element.error().err());
+            match refused {
+                None => return,
+                Some(error)
+                    if error.rdkafka_error_code() == Some(RDKafkaErrorCode::PolicyViolation)
+                        && Instant::now() < deadline =>
+                {
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+                Some(error) => panic!("delete records of {topic}: {error}"),
+            }
         }
     }
 
