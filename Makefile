@@ -106,7 +106,7 @@ test:
 
 # The fault tests of the suite and the simulation, with more rounds and seeds than `make test` has.
 chaos: toolchain tools models
-	ICTFLOW_CHAOS=1 $(if $(SEED),ICTFLOW_SEED=$(SEED)) $(CARGO) test --release --locked -p ictflow-tests -- --nocapture chaos::
+	ICTFLOW_CHAOS=1 $(if $(SEED),ICTFLOW_SEED=$(SEED)) $(CARGO) test --release --locked --workspace --test suite -- --nocapture chaos::
 
 lint: toolchain
 	@for script in deploy/*.sh; do sh -n $$script || exit 1; done
@@ -114,11 +114,12 @@ lint: toolchain
 	$(CARGO) fmt --all -- --check
 	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
 
+# Both of the whole workspace: of a part of it cargo would build dependencies anew, with that part's features.
 unit:
-	$(CARGO) test --release --locked --workspace --exclude ictflow-tests
+	$(CARGO) test --release --locked --workspace
 
 suite:
-	$(CARGO) test --release --locked -p ictflow-tests
+	$(CARGO) test --release --locked --workspace --test suite
 
 oracle:
 	$(ICTFLOW_PYTHON) -m pytest -q -p no:cacheprovider tests/oracle

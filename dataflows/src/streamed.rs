@@ -357,7 +357,8 @@ mod tests {
                 sizes: Sizes { width: 8, hidden: vec![16], ..Sizes::default() },
                 training: Training { batch: 64, epochs: 4, ..Training::default() },
                 seed: 1,
-                rows: Rows { user: 64, item: 128, creator: 16, category: 16 },
+                // So many rows that new items share none with those of training.
+                rows: Rows { user: 64, item: 1 << 16, creator: 16, category: 16 },
                 out: folder.path().join("trained"),
                 restart: false,
                 told: Told::default(),

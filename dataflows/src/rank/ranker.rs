@@ -1,44 +1,40 @@
 //! A trained ranker, read from its file.
 
-use candle_core::Tensor;
 use ictflow_connectors::{Error, Result};
 use ictflow_operators::ict::TEXT_HIDDEN;
 use ictflow_operators::ranking::RankingError;
 use ictflow_operators::ranking::backbones::{Backbone, Kind, Settings};
 use ictflow_operators::ranking::ids::Tables;
 use ictflow_operators::ranking::layers::{Maker, Projection};
-use ictflow_operators::ranking::variables::{Variables, values};
+use ictflow_operators::ranking::variables::Variables;
 use ictflow_operators::ranking::weights::{self, Serving};
 use ictflow_schemas::framing::{hashed_row, hex};
 use sha2::{Digest as _, Sha256};
 use std::path::Path;
 
-/// The rows of a hashed table that training gave a value.
+/// A hashed table: the row of an id is its hash's. Rows that training gave no value are zeros, and what is a mean
+/// over ids counts them: so were unknown ids trained and evaluated.
 #[derive(Debug)]
 pub(super) struct Hashed {
     table: &'static str,
-    known: Box<[bool]>,
+    rows: u32,
 }
 
 impl Hashed {
-    fn of(table: &'static str, weights: &Tensor) -> std::result::Result<Self, RankingError> {
-        let width = weights.dim(1)?;
-        let known = values(weights)?.chunks_exact(width).map(|row| row.iter().any(|x| *x != 0.0)).collect();
-        Ok(Hashed { table, known })
+    /// The table of a file, which is smaller than 2^32 rows.
+    fn of(table: &'static str, rows: usize) -> Self {
+        Hashed { table, rows: u32::try_from(rows).unwrap_or(u32::MAX) }
     }
 
-    /// The row of an id; 0, as for an absent one, where no id of training has it: so was an unknown id
-    /// evaluated, and what is a mean over ids doesn't count it.
+    /// The row of an id.
     pub(super) fn row(&self, id: &str) -> u32 {
-        // A table that was read has less rows than that.
-        let row = hashed_row(self.table, id, u32::try_from(self.known.len()).unwrap_or(u32::MAX));
-        if self.known.get(row as usize).copied().unwrap_or_default() { row } else { 0 }
+        hashed_row(self.table, id, self.rows)
     }
 }
 
 /// A backbone with its tables and its net for texts, as a file holds them.
 ///
-/// **Memory**: the file's bytes, once, and 1 B a row of the tables.
+/// **Memory**: the file's bytes, once.
 #[derive(Debug)]
 pub struct Ranker {
     pub(super) backbone: Box<dyn Backbone>,
@@ -105,10 +101,10 @@ impl Ranker {
         weights::read(bytes, &variables)?;
         let version = hex(&Sha256::digest(bytes));
         Ok(Ranker {
-            user: Hashed::of("user", &tables.user)?,
-            item: Hashed::of("item", &tables.item)?,
-            creator: Hashed::of("creator", &tables.creator)?,
-            category: Hashed::of("category", &tables.category)?,
+            user: Hashed::of("user", rows.user),
+            item: Hashed::of("item", rows.item),
+            creator: Hashed::of("creator", rows.creator),
+            category: Hashed::of("category", rows.category),
             backbone,
             tables,
             text,

@@ -109,6 +109,7 @@ impl Model {
         if let Some(deviation) = sizes.deviation {
             rescale(&variables, deviation)?;
         }
+        forget_unknown(&variables)?;
         let text = match arm.text {
             true => {
                 let maker = &mut Maker { variables: &mut variables, init: kind.init() };
@@ -196,6 +197,17 @@ fn rescale(variables: &Variables, deviation: f64) -> Result<(), ModelError> {
         // Row 0 is zeros, and no part of what was drawn.
         let drawn = (squares / ((rows - 1) * width) as f64).sqrt();
         table.var.set(&table.var.affine(deviation / drawn, 0.0)?)?;
+    }
+    Ok(())
+}
+
+/// Sets the last row of every table to zeros: that of ids which training doesn't know. No training sample names
+/// it, so it stays.
+fn forget_unknown(variables: &Variables) -> Result<(), ModelError> {
+    for table in variables.iter().filter(|variable| variable.role == Role::Table) {
+        let last = table.var.dim(0)? - 1;
+        let known = table.var.narrow(0, 0, last)?;
+        table.var.set(&Tensor::cat(&[&known, &table.var.narrow(0, last, 1)?.zeros_like()?], 0)?)?;
     }
     Ok(())
 }

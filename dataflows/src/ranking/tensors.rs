@@ -5,8 +5,9 @@
 //! computes what they give once each.
 //!
 //! **Vocabularies** are those of training: ids that a training sample or its history names have rows from 1
-//! on, in the order of their numbers, and all others row 0, which stands for an absent id. So what is new in
-//! validation and test is new to the model.
+//! on, in the order of their numbers. All others share the last row, whose values are zeros and stay so: what is
+//! new in validation and test is new to the model, and means over ids count it, as those of serving do. Row 0
+//! stands for an absent id, which nothing counts.
 //!
 //! `train` has the rows of hashed tables in their place, since what it makes serves any id: see
 //! [`Vocabularies::hashed`].
@@ -32,7 +33,6 @@ use ictflow_operators::ranking::scalars::{LABEL_SCALARS, label_scalars};
 use ictflow_operators::ranking::tables::Rows;
 use ictflow_schemas::Id;
 use ictflow_schemas::dataset::Dataset;
-use ictflow_schemas::framing::hashed_row;
 use ictflow_schemas::history::Label;
 use ictflow_schemas::neighbour::VOTES;
 use ictflow_schemas::vector::SCALE;
@@ -42,29 +42,33 @@ use std::ops::Range;
 #[derive(Clone, Debug)]
 pub struct Vocabulary {
     row: Vec<u32>,
-    known: u32,
+    /// The row of what training doesn't know, the table's last one.
+    unknown: u32,
 }
 
 impl Vocabulary {
     fn of(known: &[bool]) -> Self {
+        let unknown = 1 + known.iter().filter(|known| **known).count() as u32;
         let mut next = 0;
         let row = known
             .iter()
             .map(|known| {
                 next += u32::from(*known);
-                if *known { next } else { 0 }
+                if *known { next } else { unknown }
             })
             .collect();
-        Vocabulary { row, known: next }
+        Vocabulary { row, unknown }
     }
 
     /// The rows as a hashed table has them, compactly: what training names gets the row of its hashed one, and
-    /// so does any other id that shares one of these; all else has row 0. What serving would read, then.
+    /// so does any other id that shares one of these; all else is unknown. What serving would read, then.
     fn hashed(&self, ids: &[Id], table: &mut TableRows) -> Self {
-        for (id, _) in ids.iter().zip(&self.row).filter(|(_, row)| **row > 0) {
+        for (id, _) in ids.iter().zip(&self.row).filter(|(_, row)| **row != self.unknown) {
             table.add(id);
         }
-        Vocabulary { row: ids.iter().map(|id| table.row_of(id)).collect(), known: table.len() as u32 - 1 }
+        let unknown = table.len() as u32;
+        let row = |id: &Id| Some(table.row_of(id)).filter(|row| *row > 0).unwrap_or(unknown);
+        Vocabulary { row: ids.iter().map(row).collect(), unknown }
     }
 
     /// The row of a number.
@@ -72,9 +76,14 @@ impl Vocabulary {
         self.row[number as usize]
     }
 
-    /// The rows of its table, the absent one included. A table without any id has a spare row.
+    /// Whether training doesn't know a number.
+    pub fn is_unknown(&self, number: u32) -> bool {
+        self.row(number) == self.unknown
+    }
+
+    /// The rows of its table, the absent one and the unknown one included.
     pub fn rows(&self) -> usize {
-        (self.known as usize + 1).max(2)
+        self.unknown as usize + 1
     }
 }
 
@@ -132,13 +141,13 @@ impl Vocabularies {
         }
     }
 
-    /// The rows of whole hashed tables, as a reader of the files has them: an id whose row nobody in training has
-    /// has row 0.
-    pub fn whole(data: &Dataset, rows: &HashedRows) -> Self {
+    /// The rows of whole hashed tables, as a reader of the files has them.
+    #[cfg(test)]
+    pub(crate) fn whole(data: &Dataset, rows: &HashedRows) -> Self {
         let of = |ids: &[Id], table: &TableRows| {
             let rows = table.hashed_rows() as u32;
-            let row = |id: &Id| if table.row_of(id) > 0 { hashed_row(table.name(), id, rows) } else { 0 };
-            Vocabulary { row: ids.iter().map(row).collect(), known: rows - 1 }
+            let row = |id: &Id| ictflow_schemas::framing::hashed_row(table.name(), id, rows);
+            Vocabulary { row: ids.iter().map(row).collect(), unknown: rows - 1 }
         };
         let catalog = data.catalog();
         Vocabularies {

@@ -65,8 +65,8 @@ fn a_batch_is_what_its_samples_are() {
         }
     }
     assert!(nearest.there.iter().any(|there| *there > 0.0));
-    // The test's items are new: no row of training, but a text.
-    assert_eq!(numbers(&batch.ids.item)[4], 0);
+    // The test's items are new: the row of what training doesn't know, but a text.
+    assert_eq!(numbers(&batch.ids.item)[4] as usize, columns.rows.item - 1);
 }
 
 /// The item's own rate is the beginning of the votes.

@@ -156,7 +156,7 @@ fn ict(
             .variables
             .get(name)
             .ok_or_else(|| candle_core::Error::Msg(format!("the model has no variable `{name}`")))?;
-        // A table without any id has a spare row in training, which isn't served.
+        // Training has a row of zeros behind the others, for ids that it doesn't know.
         var.set(&trained.var.narrow(0, 0, var.dim(0)?)?.contiguous()?)?;
     }
     let centre = prepared.has_texts().then(|| centre(prepared));
