@@ -62,6 +62,10 @@ pub(super) struct Arguments {
     /// The log of CoTs that `ictflow cots` made: JSON Lines of a key and a record of the topic cot.
     #[arg(long, value_name = "FILE")]
     cots: Option<PathBuf>,
+    /// Choose demonstrations by the published rule, to compare with the paper: an example may be its own, and those
+    /// of other users may be later. Figures of decoder-CoT and paper-CoT then look into the future.
+    #[arg(long)]
+    paper_compat: bool,
     /// The name of the table's files in --out: several tables share its finished cells.
     #[arg(long, value_name = "NAME", default_value = "table", value_parser = file_name)]
     table: String,
@@ -89,7 +93,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let vectors = models().join("vectors");
     let prepared = Prepared::read(&source, &mut *encoder, &vectors)?;
     let log = arguments.cots.as_deref().map(CotLog::read).transpose()?;
-    let cots = Cots::of(&prepared, &arms, log.as_ref(), &mut *encoder, &vectors.join("cots"))?;
+    let mut cots = Cots::of(&prepared, &arms, log.as_ref(), &mut *encoder, &vectors.join("cots"))?;
+    cots.figures.paper_compat = arguments.paper_compat;
     drop(encoder);
     let options = Options {
         arms,

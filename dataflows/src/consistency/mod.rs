@@ -206,7 +206,13 @@ fn compare(
     let options = Options { neighbourhood, ..Options::default() };
     let rows = Replay::new(examples.iter().map(|example| LabelledExample::of(example)), &texts, options)
         .map_err(failed)?;
-    let options = GlobalOptions { pool: None, semantics: &plan.semantics, prompt_version, label_delay_ms: 0 };
+    let options = GlobalOptions {
+        pool: None,
+        semantics: &plan.semantics,
+        prompt_version,
+        label_delay_ms: 0,
+        paper_compat: false,
+    };
     let read: &[Arc<Example>] = if weights.kind() == Kind::Decoder { &examples } else { &[] };
     // In the order of the rows, where the weights read demonstrations.
     let mut global = GlobalReplay::new(read, &vectors, options).map_err(failed)?;

@@ -69,7 +69,7 @@ impl Key {
             sizes: sizes.clone(),
             arm,
             neighbourhood: arm.neighbours().then(|| (Neighbourhood::default(), MAX_NEIGHBOURS)),
-            demonstrations: cots.digest(&arm).map(|digest| (DEMONSTRATIONS, digest.to_owned())),
+            demonstrations: cots.digest(&arm).map(|digest| (DEMONSTRATIONS, digest)),
             training,
             label_delay: if arm.reads_labels() { label_delay } else { Delay::NONE },
             seed,

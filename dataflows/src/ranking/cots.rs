@@ -36,6 +36,8 @@ pub struct PoolFigures {
     pub tokens_in: i64,
     /// Tokens that it wrote for these.
     pub tokens_out: i64,
+    /// Whether the published rule chose of them, which looks into the future.
+    pub paper_compat: bool,
 }
 
 /// The vectors of one kind of texts.
@@ -117,7 +119,8 @@ impl Cots {
                 figures.tokens_out += answer.tokens_out;
             }
         }
-        Ok(Cots { digest: digest(prepared, &pool, None), pool, figures, vectors })
+        let digest = digest(prepared, &pool, None);
+        Ok(Cots { digest, pool, figures, vectors })
     }
 
     /// The vectors of a kind of texts; `None` where no arm asked for them.
@@ -126,11 +129,16 @@ impl Cots {
     }
 
     /// What decides the demonstrations of an arm; `None` for one that has none.
-    pub fn digest(&self, arm: &Arm) -> Option<&str> {
-        match arm.demonstrations()? {
-            None => Some(&self.digest),
-            Some(cot) => self.vectors.get(&cot).map(|vectors| vectors.digest.as_str()),
-        }
+    pub fn digest(&self, arm: &Arm) -> Option<String> {
+        let digest = match arm.demonstrations()? {
+            None => &self.digest,
+            Some(cot) => &self.vectors.get(&cot)?.digest,
+        };
+        Some(if self.figures.paper_compat {
+            format!("{digest} by the published rule")
+        } else {
+            digest.clone()
+        })
     }
 }
 

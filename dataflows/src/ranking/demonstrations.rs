@@ -2,9 +2,10 @@
 //!
 //! Demonstrations are training samples of a pool ([`super::cots`]); those of a sample are the K nearest that
 //! were labelled strictly before it, half of them positive where there are enough. None goes for its age, as in
-//! the paper. What the replay gives is checked row by row, as neighbours are.
+//! the paper. What the replay gives is checked row by row, as neighbours are; only the published rule
+//! ([`GlobalOptions::paper_compat`]), which leaks, isn't.
 
-use super::cots::CotVectors;
+use super::cots::{CotVectors, Cots};
 use super::dataset::{Part, Prepared};
 use super::delay::Delay;
 use super::failed;
@@ -64,11 +65,12 @@ pub fn checked(row: GlobalRow, delay: Delay) -> Result<GlobalRow> {
 }
 
 impl Demonstrations {
-    /// Replays the demonstrations of all samples; `pool` says of each training sample whether it may be one.
+    /// Replays the demonstrations of all samples, from a pool of training samples.
     ///
     /// # Errors
-    /// `Fatal` where two examples are one or a leak was found.
-    pub fn of(prepared: &Prepared, pool: &[bool], delay: Delay) -> Result<Self> {
+    /// `Fatal` where two examples are one, or a leak was found and the published rule, which leaks, wasn't asked
+    /// for.
+    pub fn of(prepared: &Prepared, cots: &Cots, delay: Delay) -> Result<Self> {
         let Prepared { data, histories, texts, .. } = prepared;
         let examples: Vec<Arc<Example>> =
             prepared.samples().map(|sample| Arc::new(example(data, histories, *sample))).collect();
@@ -79,10 +81,11 @@ impl Demonstrations {
             .collect();
         let semantics = semantics();
         let options = GlobalOptions {
-            pool: Some(pool),
+            pool: Some(&cots.pool),
             semantics: &semantics,
             prompt_version: "evaluation",
             label_delay_ms: delay.0,
+            paper_compat: cots.figures.paper_compat,
         };
         let replay = GlobalReplay::new(&examples, &vectors, options)
             .map_err(|error| failed("replay demonstrations", error))?;
@@ -95,7 +98,7 @@ impl Demonstrations {
             if done % 256 == 0 {
                 progress.at(done, "");
             }
-            let row = checked(row, delay)?;
+            let row = if cots.figures.paper_compat { row } else { checked(row, delay)? };
             let begin = (row.place + 1) * DEMONSTRATIONS - row.used.len();
             for (place, (used, _)) in (begin..).zip(&row.used) {
                 let sample = places.get(&used.identity).ok_or_else(|| {

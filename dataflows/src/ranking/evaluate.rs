@@ -105,7 +105,7 @@ impl<'a> Tensors<'a> {
             (Some(columns), Some(vectors)) => columns.with(vectors).map_err(laid_out),
             (Some(columns), None) => Ok(columns.clone()),
             (None, vectors) => {
-                let demonstrations = Demonstrations::of(self.prepared, &self.cots.pool, self.delay)?;
+                let demonstrations = Demonstrations::of(self.prepared, self.cots, self.delay)?;
                 DemonstrationColumns::of(demonstrations, self.prepared, vectors).map_err(laid_out)
             }
         }

@@ -26,11 +26,17 @@ pub fn text(report: &Report) -> String {
     );
     let _ = writeln!(text, "trained on: {}", report.machines.join("; "));
     if let Some(pool) = &report.pool {
-        let PoolFigures { demonstrations, explained, tokens_in, tokens_out } = pool;
+        let PoolFigures { demonstrations, explained, tokens_in, tokens_out, paper_compat } = pool;
         let _ = writeln!(
             text,
             "demonstrations: {demonstrations}, of them explained by an LLM: {explained} ({tokens_in} tokens read, {tokens_out} written)"
         );
+        if *paper_compat {
+            let _ = writeln!(
+                text,
+                "chosen by the published rule: an example may be its own demonstration, others' may be later"
+            );
+        }
     }
     let _ = writeln!(
         text,

@@ -15,7 +15,7 @@
 
 use super::{Error, Leak, key};
 use crate::eligible::selected;
-use crate::retrieval::global::{Best, ItemRow, Pool, UserRow};
+use crate::retrieval::global::{Best, ItemRow, Pool, UserRow, score};
 use crate::retrieval::split::SplitSum;
 use ictflow_schemas::catalog::{ItemState, ItemVector};
 use ictflow_schemas::config::Semantics;
@@ -54,6 +54,10 @@ pub struct GlobalOptions<'o> {
     pub prompt_version: &'o str,
     /// How much later than at label_time a label is known, milliseconds.
     pub label_delay_ms: Millis,
+    /// The published rule in the place of the strict one, for comparisons with the paper: all of the pool may be
+    /// chosen, the example itself and later ones of other users included, but for what the example's own user
+    /// did after it. No time to live and no delay of labels apply. Each of its rows may be a [`Leak`].
+    pub paper_compat: bool,
 }
 
 /// The replay: an iterator over [`GlobalRow`]s by (event_time, user, event_id).
@@ -98,7 +102,7 @@ impl<'o> GlobalReplay<'o> {
         sorted.sort_unstable();
         let waiting: Vec<Arc<Example>> =
             sorted.into_iter().map(|(_, place)| examples[place].clone()).collect();
-        Ok(GlobalReplay {
+        let mut replay = GlobalReplay {
             vectors,
             options,
             queries: queries.into_iter(),
@@ -107,7 +111,13 @@ impl<'o> GlobalReplay<'o> {
             by_age: BTreeMap::new(),
             filled: Vec::new(),
             rows: HashMap::new(),
-        })
+        };
+        if options.paper_compat {
+            while let Some(example) = replay.waiting.next() {
+                replay.know(&example);
+            }
+        }
+        Ok(replay)
     }
 
     fn history(&self, history: &[Entry]) -> VectorSum {
@@ -151,13 +161,16 @@ impl<'o> GlobalReplay<'o> {
             self.pool.reuse(slot);
         }
         while let Some(example) = self.waiting.next_if(|example| example.label_time < shown) {
-            if example.identity.event_time < oldest {
-                continue;
+            if example.identity.event_time >= oldest {
+                self.know(&example);
             }
-            let Some(demonstration) = self.demonstration(&example).map(Arc::new) else { continue };
-            self.by_age.insert((example.identity.event_time, demonstration.id), demonstration.clone());
-            self.filled.push(self.pool.insert(demonstration));
         }
+    }
+
+    fn know(&mut self, example: &Example) {
+        let Some(demonstration) = self.demonstration(example).map(Arc::new) else { return };
+        self.by_age.insert((example.identity.event_time, demonstration.id), demonstration.clone());
+        self.filled.push(self.pool.insert(demonstration));
     }
 
     fn used(&mut self, example: &Example) -> Vec<(Arc<Demonstration>, i64)> {
@@ -171,7 +184,23 @@ impl<'o> GlobalReplay<'o> {
         }
         *known = filled.len();
         let user = UserRow::new(&history, pool);
-        let best = Best::scan(&example.identity.user, &example.item, (&user, row), pool, k);
+        let best = match options.paper_compat {
+            false => Best::scan(&example.identity.user, &example.item, (&user, row), pool, k),
+            true => {
+                let mut best = Best::default();
+                let asked = &example.identity;
+                for slot in filled.iter().copied() {
+                    let Some(other) = pool.get(slot) else { continue };
+                    let later =
+                        other.identity.user == asked.user && other.identity.event_time > asked.event_time;
+                    if !later {
+                        // No user and no item has an empty id: its own pair isn't left out.
+                        best.offer("", "", score((&user, row), slot), slot, other, k);
+                    }
+                }
+                best
+            }
+        };
         let used = best.selection(k).into_iter();
         used.filter_map(|(slot, score)| Some((pool.get(slot)?.clone(), score))).collect()
     }
@@ -182,7 +211,9 @@ impl Iterator for GlobalReplay<'_> {
 
     fn next(&mut self) -> Option<GlobalRow> {
         let (example, place) = self.queries.next()?;
-        self.advance(example.identity.event_time);
+        if !self.options.paper_compat {
+            self.advance(example.identity.event_time);
+        }
         let used = self.used(&example);
         Some(GlobalRow { place, example, used })
     }
@@ -252,7 +283,7 @@ mod tests {
 
     #[test]
     fn selections_are_those_of_sorting_what_was_known() {
-        let mut compared = 0;
+        let (mut compared, mut leaks) = (0, 0);
         for seed in 1..=60 {
             let mut random = Random(seed);
             let examples: Vec<Arc<Example>> = (0..50).map(|id| example(&mut random, id)).collect();
@@ -269,19 +300,27 @@ mod tests {
             // Of every third seed all may be demonstrations, of the others what has an even place.
             let evens: Vec<bool> = (0..examples.len()).map(|place| place % 2 == 0).collect();
             let pool = (seed % 3 > 0).then_some(evens.as_slice());
-            let options =
-                GlobalOptions { pool, semantics: &semantics, prompt_version: "p@1", label_delay_ms: delay };
+            let paper_compat = seed % 5 == 0;
+            let options = GlobalOptions {
+                pool,
+                semantics: &semantics,
+                prompt_version: "p@1",
+                label_delay_ms: delay,
+                paper_compat,
+            };
             let replay = GlobalReplay::new(&examples, &vectors, options).expect("no example is wrong");
             for row in replay {
                 let (query, t) = (&row.example, row.example.identity.event_time);
                 let own = |e: &Example| (&e.identity.user, &e.item) == (&query.identity.user, &query.item);
-                assert_eq!(leak(&row, delay), None);
+                match leak(&row, delay) {
+                    Some(_) if paper_compat => leaks += 1,
+                    leak => assert_eq!(leak, None),
+                }
                 let pooled = examples.iter().zip(&evens).filter(|(_, even)| pool.is_none() || **even);
                 let known = pooled.map(|(example, _)| example).filter(|e| {
-                    selected(e, &semantics)
-                        && e.label_time + delay < t
-                        && e.identity.event_time + 30 >= t
-                        && !own(e)
+                    let strict = e.label_time + delay < t && e.identity.event_time + 30 >= t && !own(e);
+                    let published = e.identity.user != query.identity.user || e.identity.event_time <= t;
+                    selected(e, &semantics) && if paper_compat { published } else { strict }
                 });
                 let replay = GlobalReplay::new(&[], &vectors, options).expect("nothing is wrong");
                 let mut ranked: Vec<(i64, Demonstration)> = match vectors.get(&query.item) {
@@ -305,13 +344,19 @@ mod tests {
             }
         }
         assert!(compared > 2_000, "only {compared} were compared");
+        assert!(leaks > 100, "the published rule leaks: {leaks}");
     }
 
     #[test]
     fn a_planted_leak_is_told() {
         let (vectors, semantics) = (HashMap::new(), Semantics::default());
-        let options =
-            GlobalOptions { pool: None, semantics: &semantics, prompt_version: "p@1", label_delay_ms: 0 };
+        let options = GlobalOptions {
+            pool: None,
+            semantics: &semantics,
+            prompt_version: "p@1",
+            label_delay_ms: 0,
+            paper_compat: false,
+        };
         let replay = GlobalReplay::new(&[], &vectors, options).expect("nothing is wrong");
         let example = |user: &str, item: &str, id: &str, time: Millis| Example {
             identity: Identity { user: user.into(), event_time: time, event_id: id.into() },

@@ -36,7 +36,7 @@ fn cots(prepared: &Prepared, arms: &[Arm], log: Option<&Path>) -> Result<Cots> {
 pub(super) fn templates(prepared: &Prepared, arm: Arm) -> Option<DemonstrationColumns> {
     let cot = arm.demonstrations()?;
     let cots = cots(prepared, &named(&["paper-template"]), None).unwrap();
-    let demonstrations = Demonstrations::of(prepared, &cots.pool, Delay::NONE).unwrap();
+    let demonstrations = Demonstrations::of(prepared, &cots, Delay::NONE).unwrap();
     let vectors = cot.and_then(|_| cots.vectors(Cot::Template));
     Some(DemonstrationColumns::of(demonstrations, prepared, vectors).unwrap())
 }
@@ -198,7 +198,7 @@ fn demonstrations_are_of_the_pool_and_were_known_before() {
     let rows = prepared.data.rows();
     for delay in ["0", "10h"] {
         let delay: Delay = delay.parse().unwrap();
-        let found = Demonstrations::of(&prepared, &cots.pool, delay).unwrap();
+        let found = Demonstrations::of(&prepared, &cots, delay).unwrap();
         let mut full = 0;
         for (place, sample) in all.iter().enumerate() {
             let own = &rows[sample.row as usize];
@@ -240,7 +240,13 @@ fn a_planted_leak_ends_the_replay_of_demonstrations() {
         .filter_map(|(id, vector)| Some((id, vector.clone()?)))
         .collect();
     let semantics = Semantics::default();
-    let options = GlobalOptions { pool: None, semantics: &semantics, prompt_version: "p", label_delay_ms: 0 };
+    let options = GlobalOptions {
+        pool: None,
+        semantics: &semantics,
+        prompt_version: "p",
+        label_delay_ms: 0,
+        paper_compat: false,
+    };
     let rows: Vec<_> = GlobalReplay::new(&examples, &vectors, options).unwrap().collect();
     let row = rows.iter().rev().find(|row| !row.used.is_empty()).unwrap();
     assert!(checked(row.clone(), Delay::NONE).is_ok());
@@ -262,7 +268,7 @@ fn a_batch_has_its_demonstrations() {
     let prepared = world::prepared(Protocol::Time);
     let arm = Arm::named("paper-template").unwrap();
     let cots = cots(&prepared, &[arm], None).unwrap();
-    let found = Demonstrations::of(&prepared, &cots.pool, Delay::NONE).unwrap();
+    let found = Demonstrations::of(&prepared, &cots, Delay::NONE).unwrap();
     let vectors = cots.vectors(Cot::Template).unwrap();
     let demonstrations = DemonstrationColumns::of(found.clone(), &prepared, Some(vectors)).unwrap();
     let vocabularies = Vocabularies::of(&prepared);
