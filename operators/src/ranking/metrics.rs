@@ -61,7 +61,7 @@ pub enum Error {
         value: f64,
     },
     /// A base without any skill.
-    #[error("the base's AUC is 0.5: an improvement relative to it has no meaning")]
+    #[error("the base's AUC is 0.5 or less: an improvement relative to it has no meaning")]
     NoSkill,
     /// Nothing to draw.
     #[error("{0} must be at least 1: check the options")]
@@ -273,12 +273,13 @@ pub fn log_loss(labels: &[bool], scores: &[f64]) -> Result<f64> {
 /// By how many percent an AUC's distance from ½ is greater than a base's.
 ///
 /// # Errors
-/// Where the base's AUC is just ½.
+/// Where the base's AUC is ½ or less: a percentage of no skill would say the opposite of what it looks like.
 pub fn rela_impr(auc: f64, base: f64) -> Result<f64> {
-    match base - 0.5 {
-        0.0 => Err(Error::NoSkill),
-        skill => Ok(((auc - 0.5) / skill - 1.0) * 100.0),
+    let skill = base - 0.5;
+    if skill <= 0.0 {
+        return Err(Error::NoSkill);
     }
+    Ok(((auc - 0.5) / skill - 1.0) * 100.0)
 }
 
 /// A metric over seeds.

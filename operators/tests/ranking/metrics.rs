@@ -174,6 +174,7 @@ fn what_has_no_figure_is_refused_with_a_hint() {
         Error::Lengths { labels: 2, others: 1, what: "users" }
     );
     assert_eq!(rela_impr(0.7, 0.5), Err(Error::NoSkill));
+    assert_eq!(rela_impr(0.7, 0.45), Err(Error::NoSkill));
     assert_eq!(rela_impr(0.6, 0.55).map(f64::round), Ok(100.0));
     assert_eq!(spread(&[]), Err(Error::Empty));
     let one = spread(&[0.7]).unwrap();

@@ -76,7 +76,11 @@ fn votes_win_where_neighbours_know_more_and_finished_cells_are_read_back() {
     let auc = |report: &Report, arm: &str| report.rows.iter().find(|row| row.arm == arm).unwrap().auc.mean;
     assert!(auc(&report, "votes") > auc(&report, "strong") + 0.1, "{}", table::text(&report));
     let votes = &report.rows[2];
-    assert!(votes.gains.unwrap().auc.low > 0.0 && votes.rela_impr.unwrap() > 0.0);
+    assert!(votes.gains.unwrap().auc.low > 0.0, "{}", table::text(&report));
+    // The fair baseline knows next to nothing here; of one below a half there is no improvement in percent.
+    let skill = auc(&report, "strong") - 0.5;
+    let rela_impr = (skill > 0.0).then(|| 100.0 * ((auc(&report, "votes") - 0.5) / skill - 1.0));
+    assert_eq!(votes.rela_impr, rela_impr, "{}", table::text(&report));
     assert!(report.rows[1].gains.is_none(), "the reference isn't compared with itself");
     assert_eq!(votes.segments[0].auc, Some(votes.auc.mean), "the first segment is all");
 
