@@ -191,7 +191,7 @@ impl Arguments {
                 let (options, formats) = (&config.options, config.formats());
                 let names = outputs::active(&mut *topics, &options.names, Some(&options.job))?;
                 let items = formats.get(&Topic::Items).copied().unwrap_or(Format::Avro);
-                let data = examples::of_topics(&mut *topics, &names, items)?;
+                let data = examples::of_topics(&mut *topics, &names, items, &config.semantics)?;
                 Ok((data, format!("topics of the job `{}`", options.job), label))
             }
             _ => Err(Error::fatal("find the data", "none is named", "give --data, --parquet or --examples")),
