@@ -16,6 +16,7 @@ pub mod demo;
 pub mod engine;
 pub mod epochs;
 pub mod explain;
+pub mod export;
 pub mod filter;
 pub mod job;
 pub mod keeper;

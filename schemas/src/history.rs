@@ -1,6 +1,6 @@
 //! Histories: a user's newest engagements strictly before a time.
 
-use crate::framing::{Digest, Domain, Frame, digest};
+use crate::framing::{Digest, Domain, Frame, digest, unframe};
 use crate::{Id, Millis};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -76,6 +76,17 @@ impl Identity {
     /// The framed parts (user_id, event_time, event_id): the key on `examples`.
     pub fn frame(&self) -> Frame {
         Frame::new().text(&self.user).int(self.event_time).text(&self.event_id)
+    }
+
+    /// The identity in a key of `examples`; `None` where it is no such key.
+    pub fn of_key(key: &[u8]) -> Option<Self> {
+        let parts = unframe(key)?;
+        let [user, time, event] = parts[..] else { return None };
+        Some(Identity {
+            user: std::str::from_utf8(user).ok()?.into(),
+            event_time: i64::from_be_bytes(time.try_into().ok()?),
+            event_id: std::str::from_utf8(event).ok()?.into(),
+        })
     }
 
     /// The digest of the identity; an example's hash is its number.

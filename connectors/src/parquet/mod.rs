@@ -14,14 +14,25 @@
 //! | `history` | list of structs | no | engagements strictly before, oldest first: `item_id`, `kind`, `label` (`positive`, `negative`, `none`), `event_time` |
 //! | `title`, `creator`, `description`, `language` | string | no | the item's text, as on the topic `items` |
 //! | `categories`, `tags` | list of strings | no | the same; null, not empty, where no record of the item exists |
+//! | `served_epoch` | integer | no | what stood on `features` for the pair when the impression came: the epoch that published it. Null in this and the next ones where nothing did or it isn't known |
+//! | `served_ict_weights`, `served_vector_kind` | string | no | the version of the weights that made it; `decoder` or `attention` |
+//! | `served_ict`, `served_votes` | list of floats | no | the vector; the nine votes |
+//! | `served_demonstrations`, `served_neighbours` | list of strings | no | the ids of its demonstrations, nearest last; of its neighbours, those of `same_item` first, nearest last each |
+//!
+//! **Point in time**: `history` is of strictly before the example's event, by event times. What was served stood on
+//! the topic before the impression came: of one that came late it may know events between the two. `label` became
+//! known at `label_time`, so `label_time` - `event_time` is its delay, and whoever learns as of a time leaves out
+//! labels that were known later. An item's columns are the exception: they are its text when the file was written.
 //!
 //! An item's columns stand in every row on it, which compresses well. Of rows that differ the last one counts.
 //! What is written has all columns, timestamps in milliseconds, zstd, and `ictflow.training_set` = `1` in the
-//! file's metadata.
+//! file's metadata. What was served is read where the first three of its columns are there; a list that isn't is
+//! read as an empty one.
 //!
 //! # Delivery
 //! A file comes under its name when it is whole and on the disk ([`Writer::finish`]); until then it has `.part`
-//! behind it. Reading gives each row once; the first fault ends it.
+//! behind it, and goes with its writer. A training set that has the name is replaced then; another kind of file is
+//! refused before. Reading gives each row once; the first fault ends it.
 //!
 //! # Ordering
 //! The order in which rows were written.
@@ -30,7 +41,8 @@
 //! None: every failure is `Fatal`, names the file, the column and, where there is one, the row.
 //!
 //! # Limits
-//! * [`GROUP`] rows are held while writing, [`BATCH`] while reading.
+//! * [`GROUP`] rows are held while writing, [`BATCH`] while reading: with vectors of 256 numbers and 64 neighbours
+//!   about 5 KB each.
 //! * Compressed by zstd, by snappy or not at all. Lists of lists aren't read.
 //!
 //! # Secrets
@@ -54,7 +66,7 @@ use ictflow_schemas::item::Item;
 /// A row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
-    /// The example. What was served with it isn't kept.
+    /// The example, with what was served.
     pub example: ExampleRecord,
     /// What is known of its item; `None` where it has no record. `attributes` and `updated_at` aren't kept.
     pub item: Option<Item>,

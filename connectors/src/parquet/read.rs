@@ -3,7 +3,8 @@
 use super::Row;
 use super::schema::{Place, place};
 use crate::{Error, Result};
-use ictflow_schemas::example::{ExampleRecord, HistoryRecord};
+use ictflow_schemas::example::{ExampleRecord, HistoryRecord, Served};
+use ictflow_schemas::feature::VectorKind;
 use ictflow_schemas::history::Label;
 use ictflow_schemas::item::Item;
 use ictflow_schemas::{EARLIEST, LATEST, Millis};
@@ -21,7 +22,7 @@ pub const BATCH: usize = 8_192;
 const HINT: &str = "see the format in connectors/src/parquet/mod.rs; `ictflow export` writes it";
 
 /// What is read: the column, of structs in a list the field, and whether it must be there.
-const COLUMNS: [(&str, Option<&str>, bool); 17] = [
+const COLUMNS: [(&str, Option<&str>, bool); 24] = [
     ("user_id", None, true),
     ("item_id", None, true),
     ("event_time", None, true),
@@ -39,7 +40,17 @@ const COLUMNS: [(&str, Option<&str>, bool); 17] = [
     ("tags", None, false),
     ("description", None, false),
     ("language", None, false),
+    ("served_epoch", None, false),
+    ("served_ict_weights", None, false),
+    ("served_vector_kind", None, false),
+    ("served_ict", None, false),
+    ("served_votes", None, false),
+    ("served_demonstrations", None, false),
+    ("served_neighbours", None, false),
 ];
+
+/// How many of them say what was served. They stand last.
+const SERVED: usize = 7;
 
 /// Something of each column that is there, in the order of [`COLUMNS`].
 type Each<T> = [Option<T>; COLUMNS.len()];
@@ -76,6 +87,12 @@ impl Reader {
         }
         let places = find(metadata.schema_descr(), &shown)?;
         Ok(Reader { path: shown, file, places, group: 0, open: None, rows: 0 })
+    }
+
+    /// Passes over what was served, for whoever doesn't read it: vectors are most of a file.
+    pub fn without_served(mut self) -> Self {
+        self.places[COLUMNS.len() - SERVED..].fill(None);
+        self
     }
 
     /// The next rows; none at the end.
@@ -154,6 +171,7 @@ struct Read {
 enum Values {
     Texts(Vec<ByteArray>),
     Numbers(Vec<i64>),
+    Floats(Vec<f32>),
 }
 
 impl Open {
@@ -187,7 +205,13 @@ impl Open {
             ColumnReader::BoolColumnReader(reader) => all(reader, rows).map(|(values, d, r, read)| {
                 numbers((values.into_iter().map(i64::from).collect(), d, r, read))
             }),
-            _ => return Err(self.fault(path, "it holds neither texts, integers nor booleans".to_owned())),
+            ColumnReader::FloatColumnReader(reader) => {
+                all(reader, rows).map(|(values, d, r, read)| (Values::Floats(values), d, r, read))
+            }
+            ColumnReader::DoubleColumnReader(reader) => all(reader, rows).map(|(values, d, r, read)| {
+                (Values::Floats(values.into_iter().map(|value| value as f32).collect()), d, r, read)
+            }),
+            _ => return Err(self.fault(path, "it holds neither texts, numbers nor booleans".to_owned())),
         };
         let (values, defined, repeated, read) = read.map_err(|error| self.fault(path, error.to_string()))?;
         if read != rows {
@@ -261,19 +285,47 @@ fn text(bytes: &ByteArray) -> std::result::Result<String, String> {
     String::from_utf8(bytes.data().to_vec()).map_err(|_| "it isn't UTF-8".to_owned())
 }
 
-/// The texts of a column.
-fn as_texts(read: &mut Read, at: &At<'_>) -> Result<Vec<String>> {
-    let Values::Texts(values) = std::mem::replace(&mut read.values, Values::Numbers(Vec::new())) else {
-        return Err(at.fault(read.name, 0, "it holds numbers, expected texts"));
-    };
-    values.iter().map(text).collect::<std::result::Result<_, _>>().map_err(|why| at.fault(read.name, 0, why))
+impl Values {
+    /// Takes them out, and leaves none.
+    fn take(&mut self) -> Values {
+        std::mem::replace(self, Values::Numbers(Vec::new()))
+    }
+
+    /// What they are.
+    fn name(&self) -> &'static str {
+        match self {
+            Values::Texts(_) => "texts",
+            Values::Numbers(_) => "integers",
+            Values::Floats(_) => "floats",
+        }
+    }
 }
 
-/// The numbers of a column.
+/// The texts of a column.
+fn as_texts(read: &mut Read, at: &At<'_>) -> Result<Vec<String>> {
+    match read.values.take() {
+        Values::Texts(values) => values
+            .iter()
+            .map(text)
+            .collect::<std::result::Result<_, _>>()
+            .map_err(|why| at.fault(read.name, 0, why)),
+        other => Err(at.fault(read.name, 0, format!("it holds {}, expected texts", other.name()))),
+    }
+}
+
+/// The integers of a column.
 fn as_numbers(read: &mut Read, at: &At<'_>) -> Result<Vec<i64>> {
-    match std::mem::replace(&mut read.values, Values::Numbers(Vec::new())) {
+    match read.values.take() {
         Values::Numbers(values) => Ok(values),
-        Values::Texts(_) => Err(at.fault(read.name, 0, "it holds texts, expected numbers")),
+        other => Err(at.fault(read.name, 0, format!("it holds {}, expected integers", other.name()))),
+    }
+}
+
+/// The floats of a column.
+fn as_floats(read: &mut Read, at: &At<'_>) -> Result<Vec<f32>> {
+    match read.values.take() {
+        Values::Floats(values) => Ok(values),
+        other => Err(at.fault(read.name, 0, format!("it holds {}, expected floats", other.name()))),
     }
 }
 
@@ -289,7 +341,8 @@ fn needed<V>(name: &str, at: &At<'_>, values: Vec<Option<V>>) -> Result<Vec<V>> 
 /// Rows from their columns.
 fn assemble(at: &At<'_>, count: usize, read: Each<Read>) -> Result<Vec<Row>> {
     let [user, item, event_time, label, event_id, implicit, label_time, read @ ..] = read;
-    let [items, kinds, labels, times, title, creator, categories, tags, description, language] = read;
+    let [items, kinds, labels, times, read @ ..] = read;
+    let [title, creator, categories, tags, description, language, served @ ..] = read;
     let (Some(user), Some(item), Some(event_time), Some(label)) = (user, item, event_time, label) else {
         return Err(at.fault("user_id", 0, "a needed column isn't there"));
     };
@@ -353,6 +406,7 @@ fn assemble(at: &At<'_>, count: usize, read: Each<Read>) -> Result<Vec<Row>> {
     let mut tags = text_lists(tags)?;
     let mut descriptions = optional_texts(description)?;
     let mut languages = optional_texts(language)?;
+    let mut served = self::served(served, at, count)?;
 
     let mut rows = Vec::with_capacity(count);
     for (row, ((user_id, item_id), event_id)) in users.into_iter().zip(items).zip(event_ids).enumerate() {
@@ -376,7 +430,7 @@ fn assemble(at: &At<'_>, count: usize, read: Each<Read>) -> Result<Vec<Row>> {
             implicit: implicit[row],
             label_time: label_times[row],
             history: std::mem::take(&mut histories[row]),
-            served: None,
+            served: served[row].take(),
         };
         if example.label_time < example.event_time {
             let detail = format!("{} is before event_time {}", example.label_time, example.event_time);
@@ -424,6 +478,55 @@ fn histories(
         histories.push(history);
     }
     Ok(histories)
+}
+
+/// What was served with rows, from epochs, weights, kinds, vectors, votes and the two lists of ids. Of a row
+/// without an epoch, and of a file without the first three columns, it isn't known; a missing list is empty.
+fn served(columns: [Option<Read>; SERVED], at: &At<'_>, count: usize) -> Result<Vec<Option<Served>>> {
+    let [epochs, weights, kinds, vectors, votes, demonstrations, neighbours] = columns;
+    let (Some(mut epochs), Some(mut weights), Some(mut kinds)) = (epochs, weights, kinds) else {
+        return Ok(vec![None; count]);
+    };
+    let values = as_numbers(&mut epochs, at)?;
+    let epochs = flat(epochs, at, values, count)?;
+    let texts = |read: &mut Read| as_texts(read, at);
+    let (values, named) = (texts(&mut weights)?, texts(&mut kinds)?);
+    let (mut weights, kinds) = (flat(weights, at, values, count)?, flat(kinds, at, named, count)?);
+    let floats = |column: Option<Read>| -> Result<Vec<Option<Vec<f32>>>> {
+        let Some(mut read) = column else { return Ok(vec![None; count]) };
+        let values = as_floats(&mut read, at)?;
+        lists(read, at, values, count)
+    };
+    let ids = |column: Option<Read>| -> Result<Vec<Option<Vec<String>>>> {
+        let Some(mut read) = column else { return Ok(vec![None; count]) };
+        let values = as_texts(&mut read, at)?;
+        lists(read, at, values, count)
+    };
+    let (mut vectors, mut votes) = (floats(vectors)?, floats(votes)?);
+    let (mut demonstrations, mut neighbours) = (ids(demonstrations)?, ids(neighbours)?);
+    let mut served = Vec::with_capacity(count);
+    for (row, (epoch, kind)) in epochs.into_iter().zip(kinds).enumerate() {
+        let Some(epoch) = epoch else {
+            served.push(None);
+            continue;
+        };
+        let null = |name| at.fault(name, row, "it is null where served_epoch isn't");
+        let ict_weights = weights[row].take().ok_or_else(|| null("served_ict_weights"))?;
+        let kind = kind.ok_or_else(|| null("served_vector_kind"))?;
+        let vector_kind = VectorKind::of(&kind).ok_or_else(|| {
+            at.fault("served_vector_kind", row, format!("{kind:?} is neither decoder nor attention"))
+        })?;
+        served.push(Some(Served {
+            epoch,
+            ict_weights,
+            vector_kind,
+            demonstrations: demonstrations[row].take().unwrap_or_default(),
+            neighbours: neighbours[row].take().unwrap_or_default(),
+            votes: votes[row].take().unwrap_or_default(),
+            ict: vectors[row].take().unwrap_or_default(),
+        }));
+    }
+    Ok(served)
 }
 
 /// Milliseconds, cut off below one.

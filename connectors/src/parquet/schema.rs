@@ -30,7 +30,17 @@ message training_set {
   optional group tags (list) { repeated group list { required binary element (string); } }
   optional binary description (string);
   optional binary language (string);
+  optional int64 served_epoch;
+  optional binary served_ict_weights (string);
+  optional binary served_vector_kind (string);
+  optional group served_ict (list) { repeated group list { required float element; } }
+  optional group served_votes (list) { repeated group list { required float element; } }
+  optional group served_demonstrations (list) { repeated group list { required binary element (string); } }
+  optional group served_neighbours (list) { repeated group list { required binary element (string); } }
 }";
+
+/// The column of vectors: floats that hardly ever repeat.
+pub(super) const VECTORS: [&str; 3] = ["served_ict", "list", "element"];
 
 /// The key of the file's metadata, and the version of the format.
 pub(super) const VERSION: (&str, &str) = ("ictflow.training_set", "1");

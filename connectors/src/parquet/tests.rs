@@ -1,8 +1,9 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use ictflow_schemas::example::HistoryRecord;
-use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
+use ictflow_schemas::example::{HistoryRecord, Served};
+use ictflow_schemas::feature::VectorKind;
+use parquet::data_type::{ByteArray, ByteArrayType, DoubleType, Int64Type};
 use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
@@ -31,6 +32,15 @@ fn row(n: i64) -> Row {
         label: ["positive", "negative", "none"][(h % 3) as usize].to_owned(),
         event_time: n - 100 + h,
     };
+    let served = (n % 3 != 0).then(|| Served {
+        epoch: n - 5,
+        ict_weights: format!("w{}", n % 2),
+        vector_kind: [VectorKind::Decoder, VectorKind::Attention][(n % 2) as usize],
+        demonstrations: (0..n % 5).map(|d| format!("d{d}")).collect(),
+        neighbours: (0..n % 7).map(|d| format!("n{d}")).collect(),
+        votes: (0..9).map(|v| (n + v) as f32 / 7.0).collect(),
+        ict: (0..n % 4 * 8).map(|x| -1.0 / (n + x) as f32).collect(),
+    });
     let example = ExampleRecord {
         user_id: format!("u{}", n % 7),
         event_time: n,
@@ -40,7 +50,7 @@ fn row(n: i64) -> Row {
         implicit: n % 3 == 2,
         label_time: n + n % 5,
         history: (0..n % 21).map(entry).collect(),
-        served: None,
+        served,
     };
     Row { example, item }
 }
@@ -58,7 +68,10 @@ fn written(rows: &[Row]) -> (tempfile::TempDir, PathBuf) {
 }
 
 fn read(path: &Path) -> crate::Result<Vec<Row>> {
-    let mut reader = Reader::open(path)?;
+    all(Reader::open(path)?)
+}
+
+fn all(mut reader: Reader) -> crate::Result<Vec<Row>> {
     let mut all = Vec::new();
     loop {
         let rows = reader.rows()?;
@@ -77,6 +90,42 @@ fn what_is_written_is_read_over_groups_and_batches() {
         let (_folder, path) = written(&rows);
         assert!(read(&path).unwrap() == rows, "{count} rows");
     }
+}
+
+#[test]
+fn what_was_served_can_be_passed_over() {
+    let rows: Vec<Row> = (0..100).map(row).collect();
+    let (_folder, path) = written(&rows);
+    let plain = |row: Row| Row { example: ExampleRecord { served: None, ..row.example }, item: row.item };
+    let expected: Vec<Row> = rows.into_iter().map(plain).collect();
+    assert!(all(Reader::open(&path).unwrap().without_served()).unwrap() == expected);
+}
+
+#[test]
+fn only_a_training_set_is_replaced_and_only_by_a_whole_one() {
+    let rows: Vec<Row> = (0..50).map(row).collect();
+    let (folder, path) = written(&rows);
+    let names = || std::fs::read_dir(folder.path()).unwrap().count();
+    let mut writer = Writer::create(&path).unwrap();
+    writer.write(row(1)).unwrap();
+    assert_eq!(names(), 2);
+    drop(writer);
+    assert_eq!(names(), 1, "what isn't finished goes with its writer");
+    assert!(read(&path).unwrap() == rows);
+    let mut writer = Writer::create(&path).unwrap();
+    writer.write(row(1)).unwrap();
+    assert_eq!(writer.finish().unwrap(), 1);
+    assert!(read(&path).unwrap() == [row(1)]);
+    let other = folder.path().join("job.toml");
+    std::fs::write(&other, "state = \"look\"\n").unwrap();
+    for (path, part) in [(other.as_path(), "isn't Parquet"), (folder.path(), "it is a folder")] {
+        let error = Writer::create(path).err().unwrap().to_string();
+        assert!(error.contains(part), "{error}");
+    }
+    assert_eq!(std::fs::read(&other).unwrap(), b"state = \"look\"\n");
+    // Nothing is in an empty file, so nothing is lost.
+    std::fs::write(&other, "").unwrap();
+    Writer::create(&other).unwrap();
 }
 
 #[test]
@@ -188,6 +237,69 @@ fn the_needed_columns_are_enough() {
         served: None,
     };
     assert_eq!(rows, [Row { example, item: None }]);
+}
+
+/// The rows of a file of another program: vectors in doubles, and no lists of votes and ids. Null where empty.
+fn served(weights: &str, kind: &str) -> crate::Result<Vec<Row>> {
+    let message = format!(
+        "{} optional int64 served_epoch; optional binary served_ict_weights (string); \
+         optional binary served_vector_kind (string); \
+         optional group served_ict (list) {{ repeated group list {{ optional double element; }} }} }}",
+        NEEDED.trim_end_matches('}')
+    );
+    let (_folder, path) = plain(&message, |writer| {
+        let mut group = writer.next_row_group().unwrap();
+        let texts = |values: [&str; 2]| {
+            let defined = values.map(|value| i16::from(!value.is_empty()));
+            let values: Vec<ByteArray> =
+                values.into_iter().filter(|value| !value.is_empty()).map(ByteArray::from).collect();
+            (values, defined)
+        };
+        let (needed, told) = (texts(["ann", "bob"]), [texts([weights, ""]), texts([kind, ""])]);
+        for _ in 0..2 {
+            let mut column = group.next_column().unwrap().unwrap();
+            column.typed::<ByteArrayType>().write_batch(&needed.0, None, None).unwrap();
+            column.close().unwrap();
+        }
+        for (values, defined) in [(&[7, 8][..], None), (&[0, 1], None), (&[3], Some(&[1, 0][..]))] {
+            let mut column = group.next_column().unwrap().unwrap();
+            column.typed::<Int64Type>().write_batch(values, defined, None).unwrap();
+            column.close().unwrap();
+        }
+        for (values, defined) in told {
+            let mut column = group.next_column().unwrap().unwrap();
+            column.typed::<ByteArrayType>().write_batch(&values, Some(&defined), None).unwrap();
+            column.close().unwrap();
+        }
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<DoubleType>().write_batch(&[0.5, -2.0], Some(&[3, 3, 0]), Some(&[0, 1, 0])).unwrap();
+        column.close().unwrap();
+        group.close().unwrap();
+    });
+    read(&path)
+}
+
+#[test]
+fn what_another_program_says_was_served_is_read_or_named() {
+    let found: Vec<_> = served("w", "attention").unwrap().into_iter().map(|row| row.example.served).collect();
+    let expected = Served {
+        epoch: 3,
+        ict_weights: "w".to_owned(),
+        vector_kind: VectorKind::Attention,
+        demonstrations: Vec::new(),
+        neighbours: Vec::new(),
+        votes: Vec::new(),
+        ict: vec![0.5, -2.0],
+    };
+    assert_eq!(found, [Some(expected), None]);
+    for (weights, kind, part) in [
+        ("", "decoder", "served_ict_weights"),
+        ("w", "", "served_vector_kind"),
+        ("w", "mean", "\"mean\" is neither decoder nor attention"),
+    ] {
+        let error = served(weights, kind).unwrap_err().to_string();
+        assert!(error.contains(part) && error.contains("row 1"), "{error}");
+    }
 }
 
 #[test]

@@ -1,18 +1,20 @@
 //! Writes a training set, a row group at a time.
 
 use super::Row;
-use super::schema::{MESSAGE, VERSION};
+use super::schema::{MESSAGE, VECTORS, VERSION};
 use crate::{Error, Result};
-use ictflow_schemas::example::HistoryRecord;
+use ictflow_schemas::example::{HistoryRecord, Served};
 use ictflow_schemas::item::Item;
 use parquet::basic::{Compression, ZstdLevel};
-use parquet::data_type::{BoolType, ByteArray, ByteArrayType, DataType, Int32Type, Int64Type};
+use parquet::data_type::{BoolType, ByteArray, ByteArrayType, DataType, FloatType, Int32Type, Int64Type};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
 use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 use parquet::schema::parser::parse_message_type;
+use parquet::schema::types::ColumnPath;
 use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,13 +23,17 @@ pub const GROUP: usize = 16_384;
 
 const HINT: &str = "name a file in a folder that can be written, with room for it";
 
-/// A file under way.
+/// How every file of Parquet begins.
+const MAGIC: &[u8] = b"PAR1";
+
+/// A file under way. Dropped before it is finished, it leaves nothing.
 pub struct Writer {
     path: PathBuf,
     part: PathBuf,
     file: SerializedFileWriter<File>,
     rows: Vec<Row>,
     written: u64,
+    finished: bool,
 }
 
 impl Writer {
@@ -35,21 +41,26 @@ impl Writer {
     /// [`Writer::finish`].
     ///
     /// # Errors
-    /// `Fatal` where it can't be made.
+    /// `Fatal` where it can't be made, or the name is a folder's or another kind of file's.
     pub fn create(path: &Path) -> Result<Self> {
         let mut part = path.as_os_str().to_owned();
         part.push(".part");
         let part = PathBuf::from(part);
         let context = || format!("write {}", path.display());
+        if let Some(other) = other_kind(path) {
+            return Err(Error::fatal(context(), other, "name a new file, or a training set to be replaced"));
+        }
+        let vectors = ColumnPath::new(VECTORS.map(str::to_owned).into());
         let properties = WriterProperties::builder()
             .set_compression(Compression::ZSTD(ZstdLevel::default()))
+            .set_column_dictionary_enabled(vectors, false)
             .set_key_value_metadata(Some(vec![KeyValue::new(VERSION.0.to_owned(), VERSION.1.to_owned())]))
             .build();
         let file = File::create(&part).map_err(|error| Error::fatal(context(), error, HINT))?;
         let file = parse_message_type(MESSAGE)
             .and_then(|schema| SerializedFileWriter::new(file, Arc::new(schema), Arc::new(properties)))
             .map_err(|error| Error::fatal(context(), error, HINT))?;
-        Ok(Writer { path: path.to_owned(), part, file, rows: Vec::new(), written: 0 })
+        Ok(Writer { path: path.to_owned(), part, file, rows: Vec::new(), written: 0, finished: false })
     }
 
     /// Adds a row.
@@ -74,6 +85,7 @@ impl Writer {
             .sync_all()
             .and_then(|()| std::fs::rename(&self.part, &self.path))
             .map_err(|error| Error::fatal(context, error, HINT))?;
+        self.finished = true;
         Ok(self.written)
     }
 
@@ -91,6 +103,26 @@ impl Writer {
         };
         group().map_err(|error| Error::fatal(format!("write {}", self.path.display()), error, HINT))
     }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if !self.finished {
+            // Whoever fails to write has said why already.
+            let _ = std::fs::remove_file(&self.part);
+        }
+    }
+}
+
+/// What stands under a name that no training set replaces: a mistyped name must not cost a file.
+fn other_kind(path: &Path) -> Option<&'static str> {
+    if path.is_dir() {
+        return Some("it is a folder");
+    }
+    let mut begin = Vec::new();
+    let file = File::open(path).ok()?;
+    file.take(MAGIC.len() as u64).read_to_end(&mut begin).ok()?;
+    (!begin.is_empty() && begin != MAGIC).then_some("a file that isn't Parquet stands there")
 }
 
 type Done = std::result::Result<(), ParquetError>;
@@ -128,7 +160,30 @@ fn columns(group: &mut Group<'_>, rows: &[Row]) -> Done {
     list(group, |item| &item.categories)?;
     list(group, |item| &item.tags)?;
     optional(group, |item| item.description.as_deref())?;
-    optional(group, |item| item.language.as_deref())
+    optional(group, |item| item.language.as_deref())?;
+    served(group, rows)
+}
+
+/// The columns of what was served, all null where it isn't known.
+fn served(group: &mut Group<'_>, rows: &[Row]) -> Done {
+    let served = || rows.iter().map(|row| row.example.served.as_ref());
+    let defined: Vec<i16> = served().map(|served| i16::from(served.is_some())).collect();
+    let epochs: Vec<i64> = served().flatten().map(|served| served.epoch).collect();
+    column::<Int64Type>(group, &epochs, Some((&defined, &[])))?;
+    optional_texts(group, served().map(|served| served.map(|served| served.ict_weights.as_str())))?;
+    optional_texts(group, served().map(|served| served.map(|served| served.vector_kind.name())))?;
+    let floats = |group: &mut Group<'_>, get: fn(&Served) -> &Vec<f32>| {
+        let lists = served().map(|served| served.map(|served| get(served).iter().copied()));
+        Lists::<f32>::of(1, lists).write::<FloatType>(group)
+    };
+    floats(group, |served| &served.ict)?;
+    floats(group, |served| &served.votes)?;
+    let ids = |group: &mut Group<'_>, get: fn(&Served) -> &Vec<String>| {
+        let lists = served().map(|served| served.map(|served| get(served).iter().map(|id| bytes(id))));
+        Lists::<ByteArray>::of(1, lists).write::<ByteArrayType>(group)
+    };
+    ids(group, |served| &served.demonstrations)?;
+    ids(group, |served| &served.neighbours)
 }
 
 fn bytes(text: &str) -> ByteArray {

@@ -13,6 +13,7 @@ mod dead_letters;
 mod erase;
 mod evaluate;
 mod explain;
+mod export;
 mod promote;
 mod rank;
 mod run;
@@ -70,6 +71,8 @@ enum Command {
     Evaluate(Box<evaluate::Arguments>),
     /// Explain one vector: its history, its demonstrations, their prompts and CoT texts.
     Explain(explain::Arguments),
+    /// Write a point-in-time training set in Parquet from the job's examples and its items' texts.
+    Export(export::Arguments),
     /// Make a backfill's outputs the job's own.
     Promote(promote::Promote),
     /// Rank users' live pairs by a trained ranker from the newest vectors on the feature topic: the reference
@@ -174,6 +177,7 @@ fn run_parsed(cli: Cli) -> ExitCode {
         Command::Erase(arguments) => erase::run(&arguments).map(done),
         Command::Evaluate(arguments) => evaluate::run(&arguments).map(done),
         Command::Explain(arguments) => explain::run(&arguments).map(done),
+        Command::Export(arguments) => export::run(&arguments).map(done),
         Command::Promote(arguments) => promote::promote(&arguments).map(done),
         Command::Rank(arguments) => rank::run(&arguments).map(done),
         Command::Rollback(arguments) => promote::rollback(&arguments).map(done),

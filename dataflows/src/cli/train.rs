@@ -73,8 +73,9 @@ struct Origin {
     /// The folder of a data set: RecBole's atomic files NAME.inter and, for texts, NAME.item.
     #[arg(long)]
     data: Option<PathBuf>,
-    /// An exported training set in Parquet: the columns user_id, item_id, event_time and label, and for more
-    /// than ids and votes history, title, creator and categories. The options of columns don't apply.
+    /// An exported training set in Parquet, as `ictflow export` writes it: the columns user_id, item_id,
+    /// event_time and label, and for more than ids and votes history, title, creator and categories. The options
+    /// of columns don't apply.
     #[arg(long, value_name = "FILE")]
     parquet: Option<PathBuf>,
     /// The configuration of a job: its topics examples and items, as they stand. The options of columns don't
@@ -191,7 +192,7 @@ impl Arguments {
                 let (options, formats) = (&config.options, config.formats());
                 let names = outputs::active(&mut *topics, &options.names, Some(&options.job))?;
                 let items = formats.get(&Topic::Items).copied().unwrap_or(Format::Avro);
-                let data = examples::of_topics(&mut *topics, &names, items)?;
+                let data = examples::of_topics(&mut *topics, &names, items, &config.semantics)?;
                 Ok((data, format!("topics of the job `{}`", options.job), label))
             }
             _ => Err(Error::fatal("find the data", "none is named", "give --data, --parquet or --examples")),

@@ -111,7 +111,7 @@ pub(super) fn examples(
         return Ok(examples);
     }
     read_whole(topics, names.of(Topic::Examples), |record| {
-        let Some(identity) = record.key.as_deref().and_then(identity) else { return };
+        let Some(identity) = record.key.as_deref().and_then(Identity::of_key) else { return };
         let mut note = |id: String| {
             match record.value.as_deref().map(ExampleRecord::decode) {
                 Some(Ok(example)) => examples.insert(id, example),
@@ -132,17 +132,6 @@ pub(super) fn examples(
         }
     })?;
     Ok(examples)
-}
-
-/// The identity in a key of `examples`.
-fn identity(key: &[u8]) -> Option<Identity> {
-    let parts = unframe(key)?;
-    let [user, time, event] = parts[..] else { return None };
-    Some(Identity {
-        user: std::str::from_utf8(user).ok()?.into(),
-        event_time: i64::from_be_bytes(time.try_into().ok()?),
-        event_id: std::str::from_utf8(event).ok()?.into(),
-    })
 }
 
 /// Reads an input log up to the bounds of an epoch.

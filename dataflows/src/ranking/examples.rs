@@ -12,11 +12,13 @@
 //!
 //! **Memory**: an example without its history, and 24 B an engagement.
 
-use crate::epochs::{read_compacted, read_whole};
+use crate::epochs::read_whole;
 use crate::names::Names as TopicNames;
 use ictflow_connectors::parquet::Reader;
 use ictflow_connectors::topics::Topics;
 use ictflow_connectors::{Error, Result};
+use ictflow_operators::accept;
+use ictflow_schemas::config::Semantics;
 use ictflow_schemas::dataset::{Dataset, Names, TooMany};
 use ictflow_schemas::example::{ExampleRecord, Verdict};
 use ictflow_schemas::history::Label;
@@ -132,7 +134,7 @@ fn check(examples: &[Compact], source: &str) -> Result<()> {
 /// # Errors
 /// Those of the file; `Fatal` where an example stands twice, there is none or one class only.
 pub fn of_parquet(path: &Path) -> Result<Dataset> {
-    let mut reader = Reader::open(path)?;
+    let mut reader = Reader::open(path)?.without_served();
     let (mut gathered, mut items) = (Gathered::default(), BTreeMap::new());
     loop {
         let rows = reader.rows()?;
@@ -158,12 +160,11 @@ pub fn of_parquet(path: &Path) -> Result<Dataset> {
     gathered.into_data(items, &path.display().to_string())
 }
 
-/// The data set of a job's topics `examples` and `items`, as they stand.
+/// Refuses a store without the topics `examples` and `items`.
 ///
 /// # Errors
-/// Those of the store; `Fatal` where a topic isn't there or an example doesn't decode, there is none or one class
-/// only.
-pub fn of_topics(topics: &mut dyn Topics, names: &TopicNames, items_as: Format) -> Result<Dataset> {
+/// `Fatal` where one isn't there, and what the store says.
+pub(crate) fn exist(topics: &mut dyn Topics, names: &TopicNames) -> Result<()> {
     for topic in [Topic::Examples, Topic::Items] {
         if topics.partitions(names.of(topic))?.is_none() {
             return Err(Error::fatal(
@@ -173,6 +174,41 @@ pub fn of_topics(topics: &mut dyn Topics, names: &TopicNames, items_as: Format) 
             ));
         }
     }
+    Ok(())
+}
+
+/// What stands on `items` of those that are wanted. A record that the job would refuse changes nothing.
+///
+/// # Errors
+/// What the store says.
+pub(crate) fn items_named(
+    topics: &mut dyn Topics,
+    names: &TopicNames,
+    items_as: Format,
+    semantics: &Semantics,
+    wanted: impl Fn(&str) -> bool,
+) -> Result<BTreeMap<String, Item>> {
+    let mut items = BTreeMap::new();
+    read_whole(topics, names.of(Topic::Items), |record| match accept::item(&record, items_as, semantics) {
+        Ok((id, Some(item))) if wanted(&id) => drop(items.insert(id.to_string(), item)),
+        Ok((id, None)) => drop(items.remove(&*id)),
+        _ => {}
+    })?;
+    Ok(items)
+}
+
+/// The data set of a job's topics `examples` and `items`, as they stand.
+///
+/// # Errors
+/// Those of the store; `Fatal` where a topic isn't there or an example doesn't decode, there is none or one class
+/// only.
+pub fn of_topics(
+    topics: &mut dyn Topics,
+    names: &TopicNames,
+    items_as: Format,
+    semantics: &Semantics,
+) -> Result<Dataset> {
+    exist(topics, names)?;
     let name = names.of(Topic::Examples).to_owned();
     let source = format!("topic {name}");
     let mut gathered = Gathered::default();
@@ -197,14 +233,7 @@ pub fn of_topics(topics: &mut dyn Topics, names: &TopicNames, items_as: Format) 
         return Err(Error::fatal(format!("reading {source}"), detail, hint));
     }
     // Only items that an example or a history names.
-    let mut items = BTreeMap::new();
-    for (key, (_, value)) in read_compacted(topics, names.of(Topic::Items))? {
-        let Ok(id) = String::from_utf8(key) else { continue };
-        // An unreadable record is a dead letter of the job, and no failure here.
-        if let (Some(_), Ok(item)) = (gathered.items.find(&id), Item::decode_as(items_as, &value)) {
-            items.insert(id, item);
-        }
-    }
+    let items = items_named(topics, names, items_as, semantics, |id| gathered.items.find(id).is_some())?;
     gathered.into_data(items, &source)
 }
 

@@ -90,6 +90,11 @@ fn a_backfill_is_compared_promoted_followed_and_rolled_back() {
         after.len() as u64,
         "a reader takes what the job wrote after the backfill"
     );
+    let exported = run(path, &on(&["export", "--out", "set.parquet", "--json"])).good();
+    let exported: Value = serde_json::from_str(&exported).unwrap();
+    // What the job writes now, and nothing of the topic before.
+    assert_eq!(exported["rows"], json!(newest(&tail(path, &["examples"])).len()));
+    assert_eq!(exported["last"], parsed(&tail(path, &["examples", "--last", "1"]))[0]["value"]["event_time"]);
     let pair: Vec<String> = serde_json::from_str(after.keys().next().unwrap()).unwrap();
     let explained = run(path, &on(&["explain", &pair[0], &pair[1], "--json"])).good();
     assert!(explained.contains(&pair[1]));

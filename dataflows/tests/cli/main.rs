@@ -10,6 +10,7 @@ mod dead_letters;
 mod demo;
 mod evaluate;
 mod explain;
+mod export;
 mod files;
 mod rank;
 mod signals;

@@ -1,10 +1,8 @@
 //! `ictflow train`: a small folder end to end, a kill in the middle, and folders that are malformed.
 
 use crate::evaluate::{HEAD, folder, ratings};
-use crate::support::{LIMIT, Ran, dry, ictflow, items, parsed, run, tail, world};
-use ictflow_connectors::parquet::{Row, Writer};
-use ictflow_schemas::example::ExampleRecord;
-use ictflow_schemas::item::Item;
+use crate::support::{LIMIT, Ran, dry, ictflow, run, world};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -124,24 +122,11 @@ fn a_jobs_examples_and_their_export_train_the_same_ranker() {
     let path = world.path();
     run(path, &dry(&[])).good();
     fs::write(path.join("job.toml"), "state = \"look\"\n").unwrap();
-    let items: BTreeMap<String, Item> = items()
-        .iter()
-        .map(|line| {
-            let item = serde_json::from_value(line["value"].clone()).unwrap();
-            (line["key"].as_str().unwrap().to_owned(), item)
-        })
-        .collect();
-    let mut examples = BTreeMap::new();
-    for line in parsed(&tail(path, &["examples"])) {
-        let example: Option<ExampleRecord> = serde_json::from_value(line["value"].clone()).unwrap();
-        examples.insert(line["key"].to_string(), example);
-    }
-    let mut writer = Writer::create(&path.join("set.parquet")).unwrap();
-    for example in examples.into_values().flatten() {
-        let item = items.get(&example.item_id).cloned();
-        writer.write(Row { example, item }).unwrap();
-    }
-    assert!(writer.finish().unwrap() > 200);
+    let exported: Value = serde_json::from_str(
+        &run(path, &["export", "--config", "job.toml", "--out", "set.parquet", "--json"]).good(),
+    )
+    .unwrap();
+    assert!(exported["rows"].as_u64() > Some(200), "{exported}");
     let quick = |from: [&'static str; 2], out: &'static str| {
         let arguments = [
             &["train"][..],

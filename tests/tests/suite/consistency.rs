@@ -132,6 +132,7 @@ fn what_was_served_is_what_training_sees_where_nothing_was_late() {
         all_equal(&report);
         assert_eq!(report.compared as usize, served.len());
         assert!(report.unserved > 0, "what z did elsewhere was served nothing");
+        assert_eq!(crate::export::holds_what_stands(&world, folder.path()) as usize, served.len());
 
         // Other weights than those that served: the votes stay what they are, and so do the vectors of
         // attention over nobody, which no weight decides.

@@ -115,6 +115,7 @@ fn a_job_on_a_real_broker_equals_the_oracle_over_a_restart() {
     assert!(examples.values().all(|value| ExampleRecord::decode(value).unwrap().user_id != "ghost"));
 
     crate::explain::every_demonstration_is_explained(&world);
+    crate::export::holds_what_stands(&world, folder.path());
 
     // Another client sees the same keys, on the partition of the user, each with its headers.
     let features = world.compacted(Topic::Features);

@@ -10,6 +10,7 @@ mod economy;
 mod endpoint;
 mod erasure;
 mod explain;
+mod export;
 mod generator;
 mod kafka_job;
 mod kafka_topics;
