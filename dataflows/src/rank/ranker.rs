@@ -11,6 +11,7 @@ use ictflow_operators::ranking::variables::{Variables, values};
 use ictflow_operators::ranking::weights::{self, Serving};
 use ictflow_schemas::framing::{hashed_row, hex};
 use sha2::{Digest as _, Sha256};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The rows of a hashed table that training gave a value.
@@ -51,6 +52,8 @@ pub struct Ranker {
     pub(super) category: Hashed,
     /// How its inputs are made.
     pub serving: Serving,
+    /// What its training noted: data, protocol, seed and the like.
+    pub notes: BTreeMap<String, String>,
     /// The SHA-256 of the file, lower-case hex.
     pub version: String,
 }
@@ -114,6 +117,7 @@ impl Ranker {
             text,
             settings,
             serving,
+            notes: description.notes,
             version,
         })
     }
