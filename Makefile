@@ -21,7 +21,7 @@ help:
 	@echo "make test        lints, unit tests, the end-to-end suite on a real Kafka, the oracle's own tests"
 	@echo "make chaos       the fault tests in their long form, seeds printed (SEED=n repeats one)"
 	@echo "make bench       throughput, latency, memory, models and commits, with their spread (BENCH=\"--quick\": 5 minutes)"
-	@echo "make weights     trains the small ranker and the ICT weights of deploy/weights anew"
+	@echo "make weights     trains the small rankers and the ICT weights of deploy/weights anew (build again to have them in the program)"
 	@echo "make build       the binary, target/release/ictflow"
 	@echo "make doc         the code's documentation"
 	@echo "Parts: models, tools and toolchain set up; lint, unit, suite and oracle test."
@@ -69,12 +69,15 @@ evaluate-quick: build models
 bench: toolchain models
 	$(CARGO) bench --profile release --locked -p ictflow-dataflows --bench whole -- --out $(abspath $(or $(CARGO_TARGET_DIR),target))/bench $(BENCH)
 
-# Small enough to be in the repository, with the card that says how they were made. WEIGHTS takes more options of
-# `ictflow train`, such as WEIGHTS="--arm attention".
+# Small enough to be in the repository and in the program, with the cards that say how they were made: the ranker with
+# vector and votes and its ICT weights, and in strong/ the same ranker trained without either, which the demo measures
+# beside it. WEIGHTS takes more options of `ictflow train` for both, such as WEIGHTS="--seed 2".
+SMALL = --width 16 --user-rows 2048 --item-rows 2048 --creator-rows 16 --category-rows 64
 weights: build models
-	$(BINARY) train --data $(ICTFLOW_MODELS)/data/ml-100k --width 16 --user-rows 2048 --item-rows 2048 \
-		--creator-rows 16 --category-rows 64 --out target/weights $(WEIGHTS)
-	rm -rf deploy/weights && mkdir deploy/weights && cp target/weights/*.* deploy/weights
+	$(BINARY) train $(ML) $(SMALL) --arm attention+votes --out target/weights $(WEIGHTS)
+	$(BINARY) train $(ML) $(SMALL) --arm strong --out target/weights/strong $(WEIGHTS)
+	rm -rf deploy/weights && mkdir -p deploy/weights/strong
+	cp target/weights/*.* deploy/weights && cp target/weights/strong/*.* deploy/weights/strong
 
 build: toolchain
 	$(CARGO) build --release --locked -p ictflow-dataflows

@@ -1,6 +1,7 @@
 //! How a job shows that it goes on: bars on a terminal, a plain line now and then elsewhere.
 
 use crate::job::Job;
+use ictflow_operators::ict::Kind;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -62,6 +63,8 @@ impl Reporter {
         let (requester, sink) = (job.requester(), job.sink());
         let (wanted, answered) = (requester.wanted().len(), requester.answered());
         let events = job.judgements().interactions;
+        // Vectors of neighbours have no demonstrations, and are whole as they come.
+        let of_demonstrations = job.vector_kind() == Kind::Decoder;
         match &self.bars {
             Some(bars) => {
                 bars.state.set_message(format!(
@@ -75,14 +78,22 @@ impl Reporter {
                 bars.cots.set_length(wanted as u64);
                 bars.cots.set_position(answered as u64);
                 bars.features.set_length(sink.features_live() as u64);
-                bars.features.set_position(sink.features_full_k() as u64);
+                let (whole, what) = match of_demonstrations {
+                    true => (sink.features_full_k(), "with all demonstrations"),
+                    false => (sink.features_live(), "live"),
+                };
+                bars.features.set_position(whole as u64);
+                bars.features.set_message(what);
             }
             None => eprintln!(
-                "{}: epoch {}, {events} interactions, {} features live ({} with all demonstrations), {answered} of {wanted} CoTs, {} demonstrations, {} texts to embed",
+                "{}: epoch {}, {events} interactions, {} features live{}, {answered} of {wanted} CoTs, {} demonstrations, {} texts to embed",
                 self.name,
                 job.committed(),
                 sink.features_live(),
-                sink.features_full_k(),
+                match of_demonstrations {
+                    true => format!(" ({} with all demonstrations)", sink.features_full_k()),
+                    false => String::new(),
+                },
                 job.demonstrations().len(),
                 requester.unembedded()
             ),
@@ -103,7 +114,7 @@ impl Bars {
             state: bar("", "{spinner} [{elapsed_precise}] {msg}"),
             input: bar("interactions", "  {prefix:>12} {wide_bar} {pos}/{len} ({per_sec}, {eta} left)"),
             cots: bar("CoTs", "  {prefix:>12} {wide_bar} {pos}/{len} answered"),
-            features: bar("features", "  {prefix:>12} {wide_bar} {pos}/{len} with all demonstrations"),
+            features: bar("features", "  {prefix:>12} {wide_bar} {pos}/{len} {msg}"),
         }
     }
 }

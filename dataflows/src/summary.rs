@@ -1,6 +1,7 @@
 //! The figures of a job: what `summary.json` and the closing lines say.
 
 use crate::job::Job;
+use ictflow_schemas::feature::VectorKind;
 use serde::Serialize;
 
 /// The accounting of one process over one job. Counts are since the process started; `_live`, `pairs`,
@@ -21,7 +22,7 @@ pub struct Summary {
     pub features_live: usize,
     /// Vectors published.
     pub features_published: u64,
-    /// Features with all K demonstrations.
+    /// Features with all K demonstrations; none where vectors are made of neighbours.
     pub features_full_k: usize,
     /// Tombstones on `features`.
     pub retractions: u64,
@@ -76,6 +77,8 @@ pub struct Summary {
     pub epochs: u64,
     /// Wall-clock seconds.
     pub seconds: f64,
+    /// What the vectors are made of: `decoder`, of demonstrations; `attention`, of neighbours.
+    pub vector_kind: VectorKind,
     /// The version of the ICT weights.
     pub ict_weights: String,
     /// The model.
@@ -127,6 +130,7 @@ impl Summary {
             dead_letters: totals.committed.dead_letters,
             epochs: totals.epochs,
             seconds,
+            vector_kind: job.vector_kind(),
             ict_weights: job.actives().ict_weights.clone(),
             llm_model: job.actives().llm_model.clone(),
             encoder: job.actives().encoder.clone(),

@@ -19,6 +19,8 @@ pub struct Chart {
     pub x: &'static str,
     /// What y is, with its unit.
     pub y: &'static str,
+    /// Where y begins; what is less is drawn there.
+    pub from: f64,
     /// The lines, at most four: so many colours can be told apart.
     pub series: Vec<Series>,
 }
@@ -30,14 +32,15 @@ const ROOM: (f64, f64, f64, f64) = (52.0, 22.0, 18.0, 36.0);
 /// About so many ticks an axis.
 const TICKS: f64 = 4.0;
 
-/// Ticks at round numbers from 0 to just past `most`.
-fn ticks(most: f64) -> Vec<f64> {
-    let most = if most > 0.0 && most.is_finite() { most } else { 1.0 };
-    let raw = most / TICKS;
+/// Ticks from `from` in round steps to just past `most`.
+fn ticks(from: f64, most: f64) -> Vec<f64> {
+    let wide = most - from;
+    let wide = if wide > 0.0 && wide.is_finite() { wide } else { 1.0 };
+    let raw = wide / TICKS;
     let power = 10f64.powf(raw.log10().floor());
     let step = [1.0, 2.0, 5.0, 10.0].map(|m| m * power).into_iter().find(|step| *step >= raw).unwrap_or(raw);
-    let count = (most / step).ceil().max(1.0) as usize;
-    (0..=count).map(|n| n as f64 * step).collect()
+    let count = (wide / step).ceil().max(1.0) as usize;
+    (0..=count).map(|n| from + n as f64 * step).collect()
 }
 
 /// A number with thousands set apart.
@@ -62,11 +65,14 @@ impl Chart {
         let most = |get: fn(&(f64, f64)) -> f64| {
             self.series.iter().flat_map(|series| &series.points).map(get).fold(0.0, f64::max)
         };
-        let (xs, ys) = (ticks(most(|p| p.0)), ticks(most(|p| p.1)));
+        let (xs, ys) = (ticks(0.0, most(|p| p.0)), ticks(self.from, most(|p| p.1)));
         let (x_end, y_end) = (xs[xs.len() - 1], ys[ys.len() - 1]);
         let (left, right, top, bottom) = ROOM;
         let at_x = |x: f64| left + x / x_end * (WIDTH - left - right);
-        let at_y = |y: f64| HEIGHT - bottom - y / y_end * (HEIGHT - top - bottom);
+        let at_y = |y: f64| {
+            let share = (y - self.from).max(0.0) / (y_end - self.from);
+            HEIGHT - bottom - share * (HEIGHT - top - bottom)
+        };
         let mut out = format!("<figure><figcaption><b>{}</b>", escape(self.title));
         for (n, series) in self.series.iter().enumerate() {
             // Writing to a String cannot fail.
@@ -126,11 +132,12 @@ mod tests {
 
     #[test]
     fn ticks_are_round_and_reach_past_the_largest_value() {
-        assert_eq!(ticks(37.0), [0.0, 10.0, 20.0, 30.0, 40.0]);
-        assert_eq!(ticks(18_860.0), [0.0, 5_000.0, 10_000.0, 15_000.0, 20_000.0]);
-        assert_eq!(ticks(40.0), [0.0, 10.0, 20.0, 30.0, 40.0]);
+        assert_eq!(ticks(0.0, 37.0), [0.0, 10.0, 20.0, 30.0, 40.0]);
+        assert_eq!(ticks(0.0, 18_860.0), [0.0, 5_000.0, 10_000.0, 15_000.0, 20_000.0]);
+        assert_eq!(ticks(0.0, 40.0), [0.0, 10.0, 20.0, 30.0, 40.0]);
+        assert_eq!(ticks(0.5, 0.79), [0.5, 0.6, 0.7, 0.8]);
         for odd in [0.0, f64::NAN, f64::INFINITY, -3.0] {
-            assert_eq!(ticks(odd).last(), Some(&1.0), "{odd}");
+            assert_eq!(ticks(0.0, odd).last(), Some(&1.0), "{odd}");
         }
     }
 
@@ -150,8 +157,13 @@ mod tests {
 
     #[test]
     fn a_chart_without_points_is_still_a_chart() {
-        let chart =
-            Chart { title: "a < b", x: "s", y: "n", series: vec![Series { name: "x", points: vec![] }] };
+        let chart = Chart {
+            title: "a < b",
+            x: "s",
+            y: "n",
+            from: 0.0,
+            series: vec![Series { name: "x", points: vec![] }],
+        };
         let html = chart.html();
         assert!(html.contains("a &lt; b") && html.contains("</svg>") && !html.contains("NaN"));
     }

@@ -1,42 +1,47 @@
 //! `ictflow demo`: MovieLens-100K replayed as streams through the whole pipeline.
 //!
-//! Real parts on embedded defaults: `local` topics, the local LLM, the MiniLM encoder. Each rating is
-//! an impression and its outcome at the same second. They come in batches of 1,000 events; before each
-//! batch every user in it gets a candidate set, and after it an epoch closes. The catalog is edited
-//! while the job runs. At the end every user gets a last set of 20 films not seen, so that more than
-//! 10,000 pairs are live.
+//! Real parts on embedded defaults: `local` topics, the local LLM, the MiniLM encoder, trained ICT weights
+//! (`trained.rs`). Each rating is an impression and its outcome at the same second. They come in batches of 1,000
+//! events; before each batch every user in it gets a candidate set, and after it an epoch closes. The catalog is
+//! edited while the job runs. The ratings that trained nothing come in smaller batches, and two rankers are
+//! measured on them (`prequential.rs`). At the end every user gets a last set of 20 films not seen, so that more
+//! than 10,000 pairs are live, and the reference consumer ranks those of two users.
 //!
 //! With `--again` a *new* job runs over the same input logs: it calls nothing, embeds nothing, and its
 //! live vectors must equal the first job's byte for byte.
 
+pub mod closing;
 pub mod movielens;
+pub mod prequential;
+mod producer;
 pub mod report;
 pub mod samples;
+pub mod trained;
 
-use crate::cli::{tell_address, warn_untrained};
+use crate::cli::tell_address;
 use crate::config::checked::{Config, models};
 use crate::config::raw::Raw;
 use crate::epochs::{self, read_compacted};
 use crate::explain::Lineage;
 use crate::job::{Job, Step};
-use crate::names::Names;
 use crate::progress::Reporter;
+use crate::rank::ranker::Ranker;
+use crate::rank::subscription::{self, Subscription};
 use crate::status::Observer;
 use crate::summary::Summary;
 use clap::Args;
-use ictflow_connectors::topics::Topics;
 use ictflow_connectors::{Error, Result};
-use ictflow_schemas::Millis;
-use ictflow_schemas::candidates::Candidates;
 use ictflow_schemas::config::{CotStride, Semantics};
-use ictflow_schemas::framing::Partitioner;
-use ictflow_schemas::item::Item;
-use ictflow_schemas::topic::{NewRecord, Topic};
-use ictflow_schemas::wire::{Format, Wire};
-use movielens::{MovieLens, Rating, events};
+use ictflow_schemas::feature::VectorKind;
+use ictflow_schemas::topic::Topic;
+use ictflow_schemas::wire::Format;
+use ictflow_schemas::{Millis, limits};
+use movielens::{MovieLens, Rating};
+use prequential::{BATCH, Measured, epoch, measure};
+use producer::{BATCH_RATINGS, PARTITIONS, Producer, Replay};
 use samples::Samples;
 use serde::Serialize;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -52,6 +57,10 @@ pub struct Arguments {
     /// Replay only so many ratings.
     #[arg(long, default_value_t = usize::MAX, hide_default_value = true)]
     ratings: usize,
+    /// Take trained weights of this folder in the place of those of the program: as `make weights` fills it, and
+    /// made on the same data. A new job over the logs takes those of the demo before.
+    #[arg(long, value_name = "DIR", conflicts_with = "again")]
+    weights: Option<PathBuf>,
     /// Serve metrics, probes and the status page here while it runs (host:port); off by default.
     #[arg(long, default_value = "off", hide_default_value = true)]
     listen: String,
@@ -71,15 +80,6 @@ impl Watch {
         self.reporter.report(job);
     }
 }
-
-/// Events of one batch: 500 ratings.
-const BATCH_RATINGS: usize = 500;
-
-/// Films of a candidate set beside those that are rated.
-const OTHERS: usize = 20;
-
-/// Partitions of the demo's topics.
-const PARTITIONS: u32 = 4;
 
 /// One example in so many gets a CoT: about 15 of each label on this data.
 const STRIDE: CotStride = CotStride { positive: 3_700, explicit_negative: 3_000, implicit_negative: 3_000 };
@@ -118,45 +118,60 @@ fn config(out: &Path, job: &str, suffix: &str, stride: CotStride) -> Result<Conf
     };
     raw.topics.partitions = Some(PARTITIONS);
     raw.topics.suffix = suffix.to_owned();
+    raw.ict.weights = Some(trained::ict(out));
     Config::check(raw, None)
 }
 
 fn first(arguments: &Arguments) -> Result<()> {
     let started = Instant::now();
     let out = &arguments.out;
-    let mut data = MovieLens::read(&models().join("data").join("ml-100k"))?;
+    let folder = models().join("data").join("ml-100k");
+    let mut data = MovieLens::read(&folder)?;
     data.ratings.truncate(arguments.ratings);
+    let weights = match &arguments.weights {
+        Some(folder) => trained::Files::read(folder)?,
+        None => trained::Files::built_in(),
+    };
+    let whole = MovieLens::dataset(&folder)?;
+    let rankers = weights.rankers(&whole)?;
+    let test_from = prequential::test_from(&whole)?;
+    drop(whole);
     empty(out)?;
     let mut config = config(out, "demo", "", stride(data.ratings.len()))?;
     config.listen(Some(&arguments.listen))?;
     let observer = Observer::start(&config.telemetry, &config.options.job)?;
     tell_address(&observer);
     println!("loading the LLM and the encoder");
+    let mut producer = Producer::new(config.topics(false)?, config.options.names.clone());
+    weights.lay_into(out)?;
     let parts = config.parts()?;
-    let mut producer = Producer { topics: config.topics(false)?, names: config.options.names.clone() };
     producer.catalog(&data.items)?;
     let mut job = Job::start(parts, config.semantics.clone(), config.options.clone())?;
-    warn_untrained(&job);
     println!("replaying {} ratings of {} films as streams", data.ratings.len(), data.items.len());
     let mut watch = Watch { reporter: Reporter::new("demo"), observer, samples: Samples::begin() };
     watch.reporter.expect(2 * data.ratings.len() as u64);
     watch.observer.started(&job);
-    let mut replay = Replay::new(&data);
+    let mut replay = Replay::new(&data.items, data.ratings.len());
     job.step(Duration::ZERO)?;
-    let batches = data.ratings.chunks(BATCH_RATINGS).count();
-    for (batch, ratings) in data.ratings.chunks(BATCH_RATINGS).enumerate() {
-        producer.batch(&mut replay, ratings, BATCH_RATINGS * batch)?;
-        // The catalog lives: price-like edits all the time, text edits and deletes now and then.
-        if batch > 0 {
-            producer.edits(&mut replay, batch, batches, &job)?;
-        }
-        loop {
-            let step = job.step(Duration::from_millis(50))?;
+    let (before, test) = prequential::parts(&data.ratings, test_from);
+    for ratings in before.chunks(BATCH_RATINGS) {
+        producer.offer(&mut replay, ratings)?;
+        producer.rate(&mut replay, ratings)?;
+        producer.edit(&mut replay, &job)?;
+        epoch(&mut job, |job, step| watch.step(job, step))?;
+    }
+    let mut subscription = None;
+    let mut measured = None;
+    if !test.is_empty() {
+        // Rankers read texts: those of all films, as in training.
+        while job.requester().unembedded() > 0 {
+            let step = job.step(crate::requester::IDLE)?;
             watch.step(&mut job, &step);
-            if step.epoch.is_some() {
-                break;
-            }
         }
+        let subscription = subscription.insert(subscribe(&config, &rankers.with, Some(test))?);
+        let inputs = (&mut job, &mut producer, &mut replay);
+        let watched = |job: &mut Job, step: &Step| watch.step(job, step);
+        measured = Some(measure(inputs, subscription, &rankers, (test, BATCH), watched)?);
     }
     producer.last_sets(&mut replay)?;
     until_idle(&mut job, &mut watch)?;
@@ -164,24 +179,66 @@ fn first(arguments: &Arguments) -> Result<()> {
     watch.observer.finish(&mut job);
     watch.reporter.finish(&job);
     let summary = Summary::of(&job, started.elapsed().as_secs_f64());
-    let mut topics = config.topics(true)?;
-    let lineage = Lineage::read(&mut *topics, &config.options.names, &config.options.job, Format::Avro)?;
-    show(&lineage);
-    if let Some((user, item)) = lineage.pairs().into_iter().next() {
-        // Of one pair the neighbours are read too.
-        let (names, job) = (&config.options.names, &config.options.job);
-        let one = Lineage::read_pair(&mut *topics, names, job, Format::Avro, (user, item))?;
-        if let Some(text) = one.explain(user, item) {
-            println!("\nictflow explain {user} {item}\n{text}");
-        }
+    let mut subscription = match subscription {
+        Some(subscription) => subscription,
+        None => subscribe(&config, &rankers.with, None)?,
+    };
+    subscription.catch_up()?;
+    let (mut topics, names) = (config.topics(true)?, &config.options.names);
+    let pairs = closing::pairs(&subscription);
+    let pairs: Vec<(&str, &str)> = pairs.iter().map(|(user, item)| (&**user, &**item)).collect();
+    let lineage = Lineage::read_pairs(&mut *topics, names, &config.options.job, Format::Avro, &pairs)?;
+    let texts = match summary.vector_kind {
+        VectorKind::Decoder => Vec::new(),
+        VectorKind::Attention => closing::texts(&mut *topics, names, &replay.catalog)?,
+    };
+    closing::tell_users(&lineage);
+    closing::tell_texts(&texts);
+    if let Some((user, item)) = pairs.first()
+        && let Some(text) = lineage.explain(user, item)
+    {
+        println!("\nictflow explain --state {} {user} {item}\n{text}", out.display());
     }
+    closing::tell_measured(measured.as_ref());
+    closing::tell_ranked(&mut subscription, &rankers, out)?;
     let path = out.join("summary.json");
-    write_json(&path, &summary)?;
+    write_json(&path, &Figures { summary: &summary, prequential: measured.as_ref() })?;
     tell(&summary, &path);
     let path = out.join("report.html");
-    report::write(&path, &summary, &watch.samples, &lineage)?;
+    let shown = report::Shown {
+        summary: &summary,
+        samples: &watch.samples,
+        lineage: &lineage,
+        texts: &texts,
+        measured: measured.as_ref(),
+    };
+    report::write(&path, &shown)?;
     println!("the report, for a browser: {}", path.display());
     Ok(())
+}
+
+/// What `summary.json` holds.
+#[derive(Serialize)]
+struct Figures<'a> {
+    #[serde(flatten)]
+    summary: &'a Summary,
+    /// What the rankers reached; null where the replay ended before the test part.
+    prequential: Option<&'a Measured>,
+}
+
+/// Follows the demo's topics as `ictflow rank` does: the pairs of the users of these ratings, or of all.
+fn subscribe(config: &Config, ranker: &Ranker, of: Option<&[Rating]>) -> Result<Subscription> {
+    let users = of.map(|ratings| ratings.iter().map(|rating| rating.user.clone()).collect::<HashSet<_>>());
+    let options = subscription::Options {
+        job: Some(config.options.job.clone()),
+        names: config.options.names.clone(),
+        items: Format::Avro,
+        semantics: config.semantics.clone(),
+        encoder: ranker.encoder(),
+        users,
+        most: limits::LIVE_PAIRS,
+    };
+    Subscription::open(config.topics_of_consumer(false)?, options)
 }
 
 /// Steps until the job is idle, watched.
@@ -238,7 +295,7 @@ fn edit_a_demonstration(
 fn again(arguments: &Arguments) -> Result<()> {
     let started = Instant::now();
     let out = &arguments.out;
-    if !out.join(ictflow_connectors::local::FILE_NAME).exists() {
+    if !out.join(ictflow_connectors::local::FILE_NAME).exists() || !trained::ict(out).exists() {
         return Err(Error::fatal(
             "run the demo again",
             "there are no logs of a demo before",
@@ -304,35 +361,19 @@ fn recorded_stride(out: &Path) -> Result<CotStride> {
     })
 }
 
-/// Three users with their demonstrations and texts.
-fn show(lineage: &Lineage) {
-    let mut shown = BTreeSet::new();
-    for (user, item) in lineage.pairs() {
-        if shown.len() == 3 || !shown.insert(user) {
-            continue;
-        }
-        println!("\nuser {user} and the film offered, {}:", lineage.title(item));
-        let used =
-            lineage.feature(user, item).map(|feature| feature.demonstrations.clone()).unwrap_or_default();
-        for demonstration in used.iter().rev() {
-            if let Some((example, cot)) = lineage.demonstration(&demonstration.id, demonstration.fresh) {
-                let label = if demonstration.label == 1 { "liked" } else { "did not like" };
-                println!("  user {} {label} {}", example.user_id, lineage.title(&example.item_id));
-                println!("    {}", cot.map_or("(no text)", |cot| &cot.text));
-            }
-        }
-    }
-}
-
 fn tell(summary: &Summary, path: &Path) {
+    let full = match summary.vector_kind {
+        VectorKind::Decoder => format!(", {} with all demonstrations", summary.features_full_k),
+        VectorKind::Attention => String::new(),
+    };
     println!(
-        "\n{} interactions, {} examples, {} demonstrations; {} features live, {} with all demonstrations, {} published",
+        "\n{} interactions, {} examples, {} demonstrations; {} features live{full}, {} published, by the weights {}",
         summary.interactions,
         summary.examples,
         summary.demonstrations,
         summary.features_live,
-        summary.features_full_k,
-        summary.features_published
+        summary.features_published,
+        summary.ict_weights.get(..12).unwrap_or(&summary.ict_weights)
     );
     println!(
         "CoTs: {} wanted, {} called in {} attempts, {} failed; amplification {}, coverage {}; {} texts embedded; {:.0} s",
@@ -355,155 +396,4 @@ pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     };
     let text = serde_json::to_string_pretty(value).map_err(|e| failed(&e))?;
     std::fs::write(path, text + "\n").map_err(|e| failed(&e))
-}
-
-/// What the producer's side of the demo remembers.
-struct Replay {
-    catalog: BTreeMap<String, Item>,
-    rated: BTreeMap<String, BTreeSet<String>>,
-    /// Film ids in a fixed order, from which others are offered.
-    ids: Vec<String>,
-    offered: usize,
-    time: Millis,
-}
-
-impl Replay {
-    fn new(data: &MovieLens) -> Self {
-        Replay {
-            catalog: data.items.clone(),
-            rated: BTreeMap::new(),
-            ids: data.items.keys().cloned().collect(),
-            offered: 0,
-            time: 0,
-        }
-    }
-
-    /// Films that a user hasn't rated and that exist, going round the catalog.
-    fn others(&mut self, user: &str, besides: &BTreeSet<String>) -> Vec<String> {
-        let mut others = Vec::new();
-        let rated = self.rated.get(user);
-        for _ in 0..self.ids.len() {
-            if others.len() == OTHERS {
-                break;
-            }
-            // A step that is coprime to most sizes spreads the offers over the catalog.
-            self.offered = (self.offered + 7) % self.ids.len();
-            let id = &self.ids[self.offered];
-            let seen = rated.is_some_and(|rated| rated.contains(id)) || besides.contains(id);
-            if !seen && self.catalog.contains_key(id) && !others.contains(id) {
-                others.push(id.clone());
-            }
-        }
-        others
-    }
-}
-
-/// Writes the demo's input records.
-struct Producer {
-    topics: Box<dyn Topics>,
-    names: Names,
-}
-
-impl Producer {
-    fn record(
-        &self,
-        topic: Topic,
-        key: &str,
-        value: Option<Vec<u8>>,
-        timestamp: Option<Millis>,
-    ) -> NewRecord {
-        NewRecord {
-            topic: self.names.of(topic).to_owned(),
-            partition: Partitioner::default().partition(key.as_bytes(), PARTITIONS),
-            timestamp,
-            key: Some(key.as_bytes().to_vec()),
-            value,
-            headers: Vec::new(),
-        }
-    }
-
-    fn catalog(&mut self, items: &BTreeMap<String, Item>) -> Result<()> {
-        for topic in [Topic::Interactions, Topic::Items, Topic::Candidates] {
-            self.topics.ensure(self.names.of(topic), PARTITIONS, topic.policy())?;
-        }
-        let records: Vec<NewRecord> =
-            items.iter().map(|(id, item)| self.record(Topic::Items, id, Some(item.encode()), None)).collect();
-        self.topics.append(&records)
-    }
-
-    fn item(&mut self, id: &str, item: Option<&Item>) -> Result<()> {
-        let record = self.record(Topic::Items, id, item.map(Wire::encode), None);
-        self.topics.append(&[record])
-    }
-
-    fn set(&self, user: &str, computed_at: Millis, items: Vec<String>) -> NewRecord {
-        let value = Candidates { computed_at, items }.encode();
-        self.record(Topic::Candidates, user, Some(value), Some(computed_at))
-    }
-
-    /// The candidate sets of a batch, then its events.
-    fn batch(&mut self, replay: &mut Replay, ratings: &[Rating], first: usize) -> Result<()> {
-        let mut rated: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
-        for rating in ratings {
-            rated.entry(&rating.user).or_default().insert(rating.item.clone());
-        }
-        let start = ratings.first().map_or(0, |rating| rating.time);
-        let mut records = Vec::new();
-        for (user, items) in rated {
-            let others = replay.others(user, &items);
-            records.push(self.set(user, start - 1, items.iter().cloned().chain(others).collect()));
-            replay.rated.entry(user.to_owned()).or_default().extend(items);
-        }
-        for (i, rating) in ratings.iter().enumerate() {
-            for event in events(first + i, rating) {
-                records.push(self.record(
-                    Topic::Interactions,
-                    &rating.user,
-                    Some(event.encode()),
-                    Some(rating.time),
-                ));
-            }
-        }
-        replay.time = ratings.last().map_or(0, |rating| rating.time);
-        self.topics.append(&records)
-    }
-
-    /// Edits of the catalog while the job runs: prices, which ask nothing; titles; deletes.
-    fn edits(&mut self, replay: &mut Replay, batch: usize, batches: usize, job: &Job) -> Result<()> {
-        let pick = |offset: usize| replay.ids[(batch * 13 + offset) % replay.ids.len()].clone();
-        let (priced, retitled, deleted) = (pick(0), pick(5), pick(9));
-        if let Some(item) = replay.catalog.get_mut(&priced) {
-            item.attributes.insert("price".to_owned(), format!("{}.99", batch % 30));
-            let item = item.clone();
-            self.item(&priced, Some(&item))?;
-        }
-        if batch.is_multiple_of(10)
-            && let Some(item) = replay.catalog.get_mut(&retitled)
-        {
-            item.description = Some(format!("Now in its edition of day {batch}."));
-            let item = item.clone();
-            self.item(&retitled, Some(&item))?;
-        }
-        // Films that a demonstration is about stay, so that the end shows all K.
-        let used = job.demonstrations().iter().any(|c| *c.item == *deleted);
-        if batch.is_multiple_of(20)
-            && batch + 1 < batches
-            && !used
-            && replay.catalog.remove(&deleted).is_some()
-        {
-            self.item(&deleted, None)?;
-        }
-        Ok(())
-    }
-
-    /// A last set of films not seen, for every user.
-    fn last_sets(&mut self, replay: &mut Replay) -> Result<()> {
-        let users: Vec<String> = replay.rated.keys().cloned().collect();
-        let mut records = Vec::new();
-        for user in users {
-            let others = replay.others(&user, &BTreeSet::new());
-            records.push(self.set(&user, replay.time, others));
-        }
-        self.topics.append(&records)
-    }
 }

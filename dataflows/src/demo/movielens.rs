@@ -3,10 +3,18 @@
 use ictflow_connectors::atomic::{Columns, Folder, Items};
 use ictflow_connectors::{Error, Result};
 use ictflow_schemas::Millis;
+use ictflow_schemas::dataset::Dataset;
+use ictflow_schemas::history::Label;
 use ictflow_schemas::interaction::Interaction;
 use ictflow_schemas::item::Item;
 use std::collections::BTreeMap;
 use std::path::Path;
+
+/// The data set's name.
+const NAME: &str = "ml-100k";
+
+/// What is wrong with the sample is mended by fetching it again.
+const AGAIN: &str = "run `make models`, which fetches the sample data";
 
 /// One rating.
 #[derive(Clone, Debug)]
@@ -19,6 +27,8 @@ pub struct Rating {
     pub stars: f64,
     /// When, in milliseconds.
     pub time: Millis,
+    /// Whether that is a positive label.
+    pub positive: bool,
 }
 
 /// The data set.
@@ -35,9 +45,19 @@ impl MovieLens {
     /// # Errors
     /// `Fatal` where a file or a column is missing, or a number isn't one.
     pub fn read(folder: &Path) -> Result<Self> {
-        // What is wrong with the sample is mended by fetching it again.
-        let again = |error| Error { hint: "run `make models`, which fetches the sample data", ..error };
-        MovieLens::parse(&Folder::open(folder, Some("ml-100k")).map_err(again)?).map_err(again)
+        Folder::open(folder, Some(NAME))
+            .and_then(|folder| MovieLens::parse(&folder))
+            .map_err(|error| Error { hint: AGAIN, ..error })
+    }
+
+    /// The same files as training reads them.
+    ///
+    /// # Errors
+    /// As [`MovieLens::read`].
+    pub fn dataset(folder: &Path) -> Result<Dataset> {
+        Folder::open(folder, Some(NAME))
+            .and_then(|folder| folder.read(&columns()))
+            .map_err(|error| Error { hint: AGAIN, ..error })
     }
 
     fn parse(folder: &Folder) -> Result<Self> {
@@ -50,6 +70,7 @@ impl MovieLens {
                 item: row.item.to_owned(),
                 stars: row.value.unwrap_or_default(),
                 time: row.time,
+                positive: row.label == Label::Positive,
             });
         }
         ratings.sort_by_key(|rating| rating.time);

@@ -3,31 +3,47 @@
 //! Titles and CoT texts in it are untrusted: everything is escaped, and the policy in the file lets a
 //! browser run nothing.
 
+use super::closing::{self, Text, caveat, counts, nearest, said, verdict};
+use super::prequential::{Measured, Point};
 use super::samples::{Sample, Samples};
-use crate::explain::Lineage;
+use crate::explain::{Explanation, Lineage};
 use crate::summary::Summary;
 use ictflow_connectors::telemetry::chart::{Chart, Series, number};
-use ictflow_connectors::telemetry::graph::{self, Shown};
+use ictflow_connectors::telemetry::graph;
 use ictflow_connectors::telemetry::page::{STYLE, escape};
 use ictflow_connectors::{Error, Result};
+use ictflow_schemas::feature::{NeighbourSource, VectorKind};
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::Path;
 
-/// Users shown with their demonstrations.
-const USERS: usize = 3;
+/// What the report shows.
+pub struct Shown<'a> {
+    /// The figures.
+    pub summary: &'a Summary,
+    /// The same over time.
+    pub samples: &'a Samples,
+    /// Users with what their vectors were made of, the first few.
+    pub lineage: &'a Lineage,
+    /// Texts that no vector shows.
+    pub texts: &'a [Text],
+    /// What vector and votes are worth to a ranker, where that was measured.
+    pub measured: Option<&'a Measured>,
+}
 
 /// Writes the report.
 ///
 /// # Errors
 /// `Fatal` where the file can't be written.
-pub fn write(path: &Path, summary: &Summary, samples: &Samples, lineage: &Lineage) -> Result<()> {
-    std::fs::write(path, html(summary, &samples.all(), lineage))
+pub fn write(path: &Path, shown: &Shown<'_>) -> Result<()> {
+    std::fs::write(path, html(shown))
         .map_err(|e| Error::fatal(format!("write {}", path.display()), e, "the folder must be writable"))
 }
 
 /// The report as HTML. Writing to a String cannot fail, here and below.
-fn html(summary: &Summary, samples: &[Sample], lineage: &Lineage) -> String {
+fn html(shown: &Shown<'_>) -> String {
+    let Shown { summary, samples, lineage, texts, measured } = shown;
+    let samples = &samples.all();
     let mut out = format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n\
@@ -44,11 +60,15 @@ fn html(summary: &Summary, samples: &[Sample], lineage: &Lineage) -> String {
     );
     calls(&mut out, summary, samples);
     out.push_str("</div><div class=\"column\">");
-    for chart in charts(samples) {
+    for chart in charts(samples, summary.vector_kind) {
         let _ = write!(out, "<section class=\"card\">{}</section>", chart.html());
     }
     out.push_str("</div>");
+    if let Some(measured) = measured {
+        worth(&mut out, measured);
+    }
     users(&mut out, lineage);
+    written(&mut out, texts);
     let _ = write!(
         out,
         "<section class=\"card wide\"><h2>Versions</h2><table><tbody><tr><td>ICT weights</td><td>{}</td></tr><tr><td>LLM</td><td>{}</td></tr><tr><td>encoder</td><td>{}</td></tr></tbody></table></section>",
@@ -65,7 +85,10 @@ fn figures(out: &mut String, summary: &Summary) {
     for (value, unit) in [
         (number(summary.interactions as f64), "interactions"),
         (number(summary.features_live as f64), "features live"),
-        (number(summary.features_full_k as f64), "with all demonstrations"),
+        match summary.vector_kind {
+            VectorKind::Decoder => (number(summary.features_full_k as f64), "with all demonstrations"),
+            VectorKind::Attention => (number(summary.demonstrations as f64), "demonstrations"),
+        },
         (number(summary.features_published as f64), "features published"),
         (number(summary.wanted as f64), "CoTs wanted"),
         (format!("{:.0} %", 100.0 * summary.coverage), "answered"),
@@ -79,7 +102,7 @@ fn figures(out: &mut String, summary: &Summary) {
 }
 
 /// The figure of a node of the drawing.
-fn node(id: &str, summary: &Summary) -> Shown {
+fn node(id: &str, summary: &Summary) -> graph::Shown {
     let count = match id {
         "interactions" => summary.interactions,
         "items" => summary.item_updates,
@@ -95,34 +118,35 @@ fn node(id: &str, summary: &Summary) -> Shown {
         "retrieval" => summary.features_full_k as u64,
         "ict" => summary.features_live as u64,
         "features" => summary.features_published,
-        _ => return Shown::unknown(),
+        _ => return graph::Shown::unknown(),
     };
-    Shown { value: number(count as f64), beside: String::new() }
+    graph::Shown { value: number(count as f64), beside: String::new() }
 }
 
-fn charts(samples: &[Sample]) -> [Chart; 3] {
+fn charts(samples: &[Sample], kind: VectorKind) -> [Chart; 3] {
     let line = |name, get: fn(&Sample) -> u64| Series {
         name,
         points: samples.iter().map(|sample| (sample.seconds, get(sample) as f64)).collect(),
     };
     let x = "seconds of the replay";
+    let mut features = vec![line("live", |s| s.features)];
+    if kind == VectorKind::Decoder {
+        features.push(line("with all demonstrations", |s| s.full));
+    }
     [
-        Chart {
-            title: "Features while CoTs fill in",
-            x,
-            y: "live features",
-            series: vec![line("live", |s| s.features), line("with all demonstrations", |s| s.full)],
-        },
+        Chart { title: "Features while CoTs fill in", x, y: "live features", from: 0.0, series: features },
         Chart {
             title: "CoT coverage",
             x,
             y: "content keys",
+            from: 0.0,
             series: vec![line("wanted", |s| s.wanted), line("answered", |s| s.answered)],
         },
         Chart {
             title: "LLM calls",
             x,
             y: "calls since the start",
+            from: 0.0,
             series: vec![line("made", |s| s.calls), line("by asking everything again", |s| s.recomputed)],
         },
     ]
@@ -152,38 +176,127 @@ fn similarity(score: i64) -> String {
     format!("{:.2}", score as f64 / f64::from(1 << 28))
 }
 
-/// Users with their history and, of one offered film, the demonstrations.
+/// What vector and votes are worth to a ranker.
+fn worth(out: &mut String, measured: &Measured) {
+    let _ = write!(
+        out,
+        "<section class=\"card\"><h2>What vector and votes are worth to a ranker</h2><p>{}.</p><table><thead><tr><th>the ranker is given</th><th class=\"n\">AUC</th><th class=\"n\">GAUC</th><th class=\"n\">LogLoss</th></tr></thead><tbody>",
+        capitalised(&said(measured))
+    );
+    for (name, cells) in closing::table(measured) {
+        let cells: String = cells.iter().map(|cell| format!("<td class=\"n\">{cell}</td>")).collect();
+        let _ = write!(out, "<tr><td>{name}</td>{cells}</tr>");
+    }
+    let _ = write!(
+        out,
+        "</tbody></table><p class=\"faint\">{}.</p></section>",
+        escape(&capitalised(&caveat(measured)))
+    );
+    let line = |name, get: fn(&Point) -> f64| Series {
+        name,
+        points: measured.curve.iter().map(|point| (point.predicted as f64, get(point))).collect(),
+    };
+    let chart = Chart {
+        title: "AUC of all that was predicted so far",
+        x: "ratings predicted",
+        y: "AUC, from chance",
+        from: 0.5,
+        series: vec![line("vector and votes", |p| p.with), line("neither", |p| p.without)],
+    };
+    let _ = write!(out, "<section class=\"card\">{}</section>", chart.html());
+}
+
+/// A sentence's first letter as a capital.
+fn capitalised(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map_or(String::new(), |first| first.to_uppercase().chain(letters).collect())
+}
+
+/// Users with their history and, of one offered film, what the vector was made of.
 fn users(out: &mut String, lineage: &Lineage) {
     out.push_str("<section class=\"card wide\"><h2>Three users, and what their vectors were made of</h2>");
     let mut shown = BTreeSet::new();
     for (user, item) in lineage.pairs() {
-        if shown.len() == USERS || !shown.insert(user) {
+        if shown.len() == closing::USERS || !shown.insert(user) {
             continue;
         }
-        let Some(feature) = lineage.feature(user, item) else { continue };
-        let _ = write!(out, "<h3>user {}, offered {}</h3>", escape(user), escape(&lineage.title(item)));
-        let history: Vec<String> = feature.history.iter().map(|id| lineage.title(id)).collect();
+        let Some(explanation) = lineage.explanation(user, item) else { continue };
+        let _ = write!(out, "<h3>user {}, offered {}</h3>", escape(user), escape(&explanation.title));
+        let history: Vec<&str> = explanation.history.iter().map(|entry| entry.title.as_str()).collect();
         let _ = write!(
             out,
             "<p><span class=\"faint\">History, oldest first:</span> {}</p>",
             if history.is_empty() { "none".to_owned() } else { escape(&history.join(" · ")) }
         );
-        for used in feature.demonstrations.iter().rev() {
-            let Some((example, cot)) = lineage.demonstration(&used.id, used.fresh) else { continue };
-            let _ = write!(
-                out,
-                "<p>user {} <b>{}</b> {} <span class=\"faint\">score {}{}</span></p><blockquote>{}</blockquote>",
-                escape(&example.user_id),
-                if used.label == 1 { "liked" } else { "did not like" },
-                escape(&lineage.title(&example.item_id)),
-                similarity(used.score),
-                if used.fresh { "" } else { ", stale" },
-                escape(cot.map_or("(its text isn't on the log any more)", |cot| &cot.text))
-            );
-        }
+        demonstrations(out, &explanation);
+        neighbours(out, &explanation);
     }
     if shown.is_empty() {
         out.push_str("<p class=\"faint\">No pair is live.</p>");
+    }
+    out.push_str("</section>");
+}
+
+fn demonstrations(out: &mut String, explanation: &Explanation) {
+    for used in explanation.demonstrations.iter().rev() {
+        let Some(example) = &used.example else { continue };
+        let _ = write!(
+            out,
+            "<p>user {} <b>{}</b> {} <span class=\"faint\">score {}{}</span></p><blockquote>{}</blockquote>",
+            escape(&example.user),
+            verdict(used.label),
+            escape(&example.title),
+            similarity(used.score),
+            if used.fresh { "" } else { ", stale" },
+            escape(used.cot.as_ref().map_or("(its text isn't on the log any more)", |cot| &cot.text))
+        );
+    }
+}
+
+/// How many labels vote, and the nearest of them.
+fn neighbours(out: &mut String, explanation: &Explanation) {
+    let [others, own] = counts(explanation);
+    let _ = write!(
+        out,
+        "<p>{others} labels of others on it and {own} of this user on other films vote. <span class=\"faint\">The nearest:</span></p>"
+    );
+    for (source, what) in [(NeighbourSource::SameItem, "on it"), (NeighbourSource::SameUser, "of the user")] {
+        for neighbour in nearest(explanation, source) {
+            let Some(example) = &neighbour.example else { continue };
+            let (who, film) = match source {
+                NeighbourSource::SameItem => (format!("user {}", example.user), "it".to_owned()),
+                NeighbourSource::SameUser => ("the user".to_owned(), example.title.clone()),
+            };
+            let _ = write!(
+                out,
+                "<p>{} <b>{}</b> {} <span class=\"faint\">{what}, similarity {:+.2}</span></p>",
+                escape(&who),
+                verdict(neighbour.label),
+                escape(&film),
+                neighbour.similarity
+            );
+        }
+    }
+}
+
+/// Texts that no vector shows.
+fn written(out: &mut String, texts: &[Text]) {
+    if texts.is_empty() {
+        return;
+    }
+    out.push_str(
+        "<section class=\"card wide\"><h2>What the LLM wrote of labelled examples</h2>\
+         <p class=\"faint\">These vectors are made of neighbours and don't read it; weights of the kind decoder do.</p>",
+    );
+    for Text { user, title, liked, text } in texts {
+        let _ = write!(
+            out,
+            "<p>user {} <b>{}</b> {}</p><blockquote>{}</blockquote>",
+            escape(user),
+            verdict(i32::from(*liked)),
+            escape(title),
+            escape(text)
+        );
     }
     out.push_str("</section>");
 }

@@ -73,9 +73,24 @@ impl Lineage {
         names: &Names,
         job: &str,
         items: Format,
-        (user, item): (&str, &str),
+        pair: (&str, &str),
     ) -> Result<Self> {
-        Lineage::gather(topics, names, job, items, Some(feature_key(user, item)))
+        Lineage::read_pairs(topics, names, job, items, &[pair])
+    }
+
+    /// Reads what some pairs need. Of these the neighbours are read too, since they are few.
+    ///
+    /// # Errors
+    /// Those of [`Lineage::read`].
+    pub fn read_pairs(
+        topics: &mut dyn Topics,
+        names: &Names,
+        job: &str,
+        items: Format,
+        pairs: &[(&str, &str)],
+    ) -> Result<Self> {
+        let keys = pairs.iter().map(|(user, item)| feature_key(user, item)).collect();
+        Lineage::gather(topics, names, job, items, Some(keys))
     }
 
     fn gather(
@@ -83,7 +98,7 @@ impl Lineage {
         names: &Names,
         job: &str,
         items: Format,
-        only: Option<Vec<u8>>,
+        only: Option<HashSet<Vec<u8>>>,
     ) -> Result<Self> {
         if topics.partitions(names.of(Topic::Epochs))?.is_none() {
             return Err(Error::fatal(
@@ -92,10 +107,10 @@ impl Lineage {
                 "has the job run yet? does the suffix fit?",
             ));
         }
-        let features = features(topics, names, only.as_deref())?;
+        let features = features(topics, names, only.as_ref())?;
         let published = features.values().map(|(_, epoch)| *epoch).max().unwrap_or(0);
         let Standing { committed, ends, actives, prompt_history } = standing(topics, names, job, published)?;
-        let examples = examples(topics, names, &features)?;
+        let examples = examples(topics, names, &features, only.is_some())?;
         let mut wanted: HashSet<&str> = HashSet::new();
         for (feature, _) in features.values() {
             wanted.insert(&feature.item_id);

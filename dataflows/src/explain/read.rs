@@ -24,11 +24,11 @@ pub(super) struct Standing {
     pub(super) prompt_history: usize,
 }
 
-/// The live features by key with the epochs that published them: all, or the one of a key.
+/// The live features by key with the epochs that published them: all, or those of some keys.
 pub(super) fn features(
     topics: &mut dyn Topics,
     names: &Names,
-    only: Option<&[u8]>,
+    only: Option<&HashSet<Vec<u8>>>,
 ) -> Result<HashMap<Vec<u8>, (Feature, i64)>> {
     let mut features = HashMap::new();
     if topics.partitions(names.of(Topic::Features))?.is_none() {
@@ -37,7 +37,7 @@ pub(super) fn features(
     read_whole(topics, names.of(Topic::Features), |record| {
         let epoch = epoch_of(&record);
         let Some(key) = record.key else { return };
-        if only.is_some_and(|only| only != key) {
+        if only.is_some_and(|only| !only.contains(&key)) {
             return;
         }
         match record.value.as_deref().map(Feature::decode) {
@@ -89,12 +89,13 @@ pub(super) fn standing(
     Ok(Standing { committed, ends: newest.ends, actives: newest.actives, prompt_history })
 }
 
-/// The examples that the features used, by point id, and the neighbours of a pair, by their ids: of one
-/// feature alone, since they are many.
+/// The examples that the features used, by point id, and, where asked for, their neighbours by their ids: they are
+/// many.
 pub(super) fn examples(
     topics: &mut dyn Topics,
     names: &Names,
     features: &HashMap<Vec<u8>, (Feature, i64)>,
+    with_neighbours: bool,
 ) -> Result<HashMap<String, ExampleRecord>> {
     let mut used: BTreeMap<&str, HashSet<&str>> = BTreeMap::new();
     for (feature, _) in features.values() {
@@ -102,9 +103,11 @@ pub(super) fn examples(
         used.entry(&feature.prompt_version).or_default().extend(ids);
     }
     used.retain(|_, ids| !ids.is_empty());
-    let neighbours: HashSet<&str> = match features.len() {
-        1 => features.values().flat_map(|(feature, _)| &feature.neighbours).map(|n| n.id.as_str()).collect(),
-        _ => HashSet::new(),
+    let neighbours: HashSet<&str> = match with_neighbours {
+        true => {
+            features.values().flat_map(|(feature, _)| &feature.neighbours).map(|n| n.id.as_str()).collect()
+        }
+        false => HashSet::new(),
     };
     let mut examples = HashMap::new();
     if used.is_empty() && neighbours.is_empty() {

@@ -48,7 +48,7 @@ use ictflow_connectors::points::Points;
 use ictflow_connectors::snapshots::Snapshots;
 use ictflow_connectors::topics::{Topics, Writer};
 use ictflow_connectors::{Disposition, Error, Result};
-use ictflow_operators::ict::{Versions, Weights};
+use ictflow_operators::ict::{Kind, Versions, Weights};
 use ictflow_operators::retrieval::Found;
 use ictflow_schemas::config::Semantics;
 use ictflow_schemas::demonstration::Demonstration;
@@ -569,6 +569,11 @@ impl Job {
     /// By worker, the events that its `history` took.
     pub fn events_by_worker(&self) -> &[u64] {
         self.engine.events_by_worker()
+    }
+
+    /// The kind of the vectors: of demonstrations or of neighbours.
+    pub fn vector_kind(&self) -> Kind {
+        self.versions.kind()
     }
 
     /// The versions in force.

@@ -10,6 +10,7 @@ use ictflow_operators::ranking::variables::Variables;
 use ictflow_operators::ranking::weights::{self, Serving};
 use ictflow_schemas::framing::{hashed_row, hex};
 use sha2::{Digest as _, Sha256};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// A hashed table: the row of an id is its hash's. Rows that training gave no value are zeros, and what is a mean
@@ -47,6 +48,8 @@ pub struct Ranker {
     pub(super) category: Hashed,
     /// How its inputs are made.
     pub serving: Serving,
+    /// What its training noted: data, protocol, seed and the like.
+    pub notes: BTreeMap<String, String>,
     /// The SHA-256 of the file, lower-case hex.
     pub version: String,
 }
@@ -110,6 +113,7 @@ impl Ranker {
             text,
             settings,
             serving,
+            notes: description.notes,
             version,
         })
     }

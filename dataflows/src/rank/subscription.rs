@@ -159,12 +159,8 @@ impl Subscription {
         };
         let mut touched = Touched::default();
         subscription.whole_features(&mut touched)?;
-        let Subscription { topics, items, catalog, .. } = &mut subscription;
-        items.read_on(&mut **topics, |record| {
-            catalog.take_item(&record);
-            Ok(())
-        })?;
-        subscription.embeddings(&mut touched)?;
+        subscription.whole_items(&mut touched)?;
+        subscription.whole_embeddings(&mut touched)?;
         Ok(subscription)
     }
 
@@ -177,23 +173,40 @@ impl Subscription {
         })
     }
 
-    /// Reads embeddings while a text of an item has none: from their beginning where texts are new.
-    fn embeddings(&mut self, touched: &mut Touched) -> Result<()> {
+    /// Reads the items to their end.
+    fn whole_items(&mut self, touched: &mut Touched) -> Result<()> {
+        let Subscription { topics, items, catalog, .. } = self;
+        items.read_on(&mut **topics, |record| {
+            touched.catalog |= catalog.take_item(&record);
+            Ok(())
+        })
+    }
+
+    /// Reads the embeddings to their end while a text of an item has none: from their beginning where texts are
+    /// new.
+    fn whole_embeddings(&mut self, touched: &mut Touched) -> Result<()> {
         let Subscription { topics, options, catalog, embeddings, .. } = self;
         if catalog.restarts() {
-            let log = embeddings.insert(Log::open(&mut **topics, options.names.of(Topic::Embeddings))?);
-            log.read_on(&mut **topics, |record| {
-                touched.catalog |= catalog.take_embedding(&record);
-                Ok(())
-            })?;
+            *embeddings = Some(Log::open(&mut **topics, options.names.of(Topic::Embeddings))?);
         }
         match embeddings {
-            Some(log) if catalog.waits() => log.poll(SLICE, |record| {
+            Some(log) if catalog.waits() => log.read_on(&mut **topics, |record| {
                 touched.catalog |= catalog.take_embedding(&record);
                 Ok(())
             }),
             _ => Ok(()),
         }
+    }
+
+    /// Follows a switch of the outputs: the other topic is read to its end.
+    fn whole_switch(&mut self, touched: &mut Touched, before: &str) -> Result<()> {
+        touched.switched = self.followed.topic() != before;
+        if touched.switched {
+            self.features = Log::open(&mut *self.topics, self.followed.topic())?;
+            self.view.clear();
+            self.whole_features(touched)?;
+        }
+        Ok(())
     }
 
     /// Takes what came since; waits at most so long for features.
@@ -202,20 +215,15 @@ impl Subscription {
     /// As [`Subscription::open`].
     pub fn turn(&mut self, wait: Duration) -> Result<Touched> {
         let mut touched = Touched::default();
+        let before = self.followed.topic().to_owned();
         let Subscription { followed, epochs, .. } = self;
         if let Some(log) = epochs {
-            let before = followed.topic().to_owned();
             log.poll(SLICE, |record| {
                 follow(followed, &record);
                 Ok(())
             })?;
-            touched.switched = followed.topic() != before;
         }
-        if touched.switched {
-            self.features = Log::open(&mut *self.topics, self.followed.topic())?;
-            self.view.clear();
-            self.whole_features(&mut touched)?;
-        }
+        self.whole_switch(&mut touched, &before)?;
         let Subscription { features, items, view, catalog, .. } = self;
         features.poll(wait, |record| {
             touched.users.extend(view.take(&record)?);
@@ -225,7 +233,28 @@ impl Subscription {
             touched.catalog |= catalog.take_item(&record);
             Ok(())
         })?;
-        self.embeddings(&mut touched)?;
+        self.whole_embeddings(&mut touched)?;
+        Ok(touched)
+    }
+
+    /// Takes all that stands on the topics by now, and waits for nothing else.
+    ///
+    /// # Errors
+    /// As [`Subscription::open`].
+    pub fn catch_up(&mut self) -> Result<Touched> {
+        let mut touched = Touched::default();
+        let before = self.followed.topic().to_owned();
+        let Subscription { topics, followed, epochs, .. } = self;
+        if let Some(log) = epochs {
+            log.read_on(&mut **topics, |record| {
+                follow(followed, &record);
+                Ok(())
+            })?;
+        }
+        self.whole_switch(&mut touched, &before)?;
+        self.whole_features(&mut touched)?;
+        self.whole_items(&mut touched)?;
+        self.whole_embeddings(&mut touched)?;
         Ok(touched)
     }
 

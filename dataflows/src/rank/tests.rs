@@ -503,6 +503,24 @@ fn a_subscription_follows_vectors_items_embeddings_and_the_switch_to_other_outpu
     assert_eq!(subscription.view.users(), BTreeSet::from([Id::from("u"), "w".into()]));
 }
 
+/// One turn takes one poll's records; what is measured must not miss any.
+#[test]
+fn a_subscription_that_catches_up_takes_all_that_stands_there() {
+    let mut store = Store::new();
+    store.append("items", vec![item("a", Some(&titled("one")))]);
+    let mut subscription = store.subscribe().unwrap();
+    assert_eq!(subscription.catch_up().unwrap(), Touched::default());
+    let newest = 2_500;
+    store.append("features", (1..=newest).map(|epoch| upsert("u", "a", epoch as f32, (epoch, 0))).collect());
+    store.append("embeddings", vec![embedding(&titled("one").text(), Some([0.0, 1.0]))]);
+    let touched = subscription.catch_up().unwrap();
+    assert!(touched.catalog && touched.users == BTreeSet::from([Id::from("u")]));
+    assert_eq!(subscription.view.get("u", "a").unwrap().ict[0], newest as f32);
+    assert!(subscription.catalog.text("a").is_some());
+    store.append("epochs", vec![bounds(1, Some("features.b"))]);
+    assert!(subscription.catch_up().unwrap().switched && subscription.view.is_empty());
+}
+
 #[test]
 fn a_topic_that_does_not_exist_is_named() {
     let mut store = Store::new();

@@ -221,8 +221,8 @@ fn vectors(data: &Dataset, encoder: &mut dyn Embed, cache: &Path) -> Result<(Vec
     Ok((digests.iter().map(vector).collect(), embeddings.width()))
 }
 
-/// What decides every figure of a data set: its ids, rows and facts.
-fn contents(data: &Dataset) -> Digest {
+/// What decides every figure of a data set: its ids, rows and facts. Weights note it.
+pub fn contents(data: &Dataset) -> Digest {
     let mut hasher = blake3::Hasher::new();
     let mut add = |frame: Frame| {
         hasher.update(&frame.into_bytes());

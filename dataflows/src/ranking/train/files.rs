@@ -16,9 +16,15 @@ use ictflow_schemas::framing::hex;
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 
-/// The names of weights.
-pub(super) const RANKER: &str = "ranker.safetensors";
-pub(super) const ICT: &str = "ict.safetensors";
+/// The file of the ranker.
+pub const RANKER: &str = "ranker.safetensors";
+/// The file of the ICT weights.
+pub const ICT: &str = "ict.safetensors";
+
+/// The note of a ranker that says which data it was trained on: the digest of its contents, hex.
+pub const DATA: &str = "data";
+/// The note of a ranker that says how that was split: a protocol's name.
+pub const PROTOCOL: &str = "protocol";
 
 /// A file of weights as the card names it.
 pub(super) struct File {
@@ -126,9 +132,9 @@ fn serving(prepared: &Prepared, options: &Options, ict: Option<&Weights>) -> Opt
 fn notes(prepared: &Prepared, options: &Options) -> BTreeMap<String, String> {
     let notes = [
         ("arm", options.arm.name.to_owned()),
-        ("data", prepared.digest.hex()),
+        (DATA, prepared.digest.hex()),
         ("encoder", prepared.encoder.clone()),
-        ("protocol", prepared.protocol.name().to_owned()),
+        (PROTOCOL, prepared.protocol.name().to_owned()),
         ("seed", options.seed.to_string()),
         ("version", env!("CARGO_PKG_VERSION").to_owned()),
     ];

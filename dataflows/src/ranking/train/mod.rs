@@ -22,6 +22,8 @@ mod files;
 #[cfg(test)]
 mod tests;
 
+pub use files::{DATA, ICT, PROTOCOL, RANKER};
+
 use super::arms::Arm;
 use super::cell::Key;
 use super::cots::Cots;
