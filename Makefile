@@ -72,7 +72,7 @@ bench: toolchain models
 # Small enough to be in the repository and in the program, with the cards that say how they were made: the ranker with
 # vector and votes and its ICT weights, and in strong/ the same ranker trained without either, which the demo measures
 # beside it. WEIGHTS takes more options of `ictflow train` for both, such as WEIGHTS="--seed 2".
-SMALL = --width 16 --user-rows 2048 --item-rows 2048 --creator-rows 16 --category-rows 64
+SMALL = --width 16 --user-rows 4096 --item-rows 4096 --creator-rows 16 --category-rows 64
 weights: build models
 	$(BINARY) train $(ML) $(SMALL) --arm attention+votes --out target/weights $(WEIGHTS)
 	$(BINARY) train $(ML) $(SMALL) --arm strong --out target/weights/strong $(WEIGHTS)
