@@ -158,7 +158,8 @@ pub fn tell_measured(measured: Option<&Measured>) {
 pub fn said(measured: &Measured) -> String {
     let report = &measured.report;
     format!(
-        "predicted, then learnt: the last {} ratings of {} users, which neither trained the weights nor chose them",
+        "predicted, then learnt: {} ratings of {} users in the last tenth by time, which neither trained the weights nor \
+         chose them",
         report.predicted, report.users
     )
 }
@@ -170,8 +171,8 @@ pub fn caveat(measured: &Measured) -> String {
         n => format!("; {n} ratings of deleted films had no vector and are left out for both"),
     };
     format!(
-        "without them: the same backbone trained on texts and the user's own like-rate alone. Batches of {} ratings: a \
-         vector knows nothing of its own batch{missing}",
+        "neither: the same backbone trained without them, on ids, texts and the user's own like-rate. Batches of {} \
+         ratings: a vector knows nothing of its own batch{missing}",
         measured.batch
     )
 }
