@@ -89,10 +89,16 @@ pub fn nearest(explanation: &Explanation, source: NeighbourSource) -> impl Itera
     explanation.neighbours.iter().rev().filter(of).take(NEAREST)
 }
 
-/// How many neighbours a source has: others on the item, the user on other items.
-pub fn counts(explanation: &Explanation) -> [usize; 2] {
-    [NeighbourSource::SameItem, NeighbourSource::SameUser]
-        .map(|source| explanation.neighbours.iter().filter(|neighbour| neighbour.source == source).count())
+/// How many labels vote, of both sources.
+pub fn voters(explanation: &Explanation) -> String {
+    let of = |source| explanation.neighbours.iter().filter(|neighbour| neighbour.source == source).count();
+    let (others, own) = (of(NeighbourSource::SameItem), of(NeighbourSource::SameUser));
+    format!("votes of others on it: {others}, of this user on other films: {own}")
+}
+
+/// A text, which may have several lines.
+fn tell_text(text: &str) {
+    text.lines().for_each(|line| println!("    {line}"));
 }
 
 /// The users with what their vectors were made of: demonstrations with their texts, or neighbours.
@@ -103,12 +109,9 @@ pub fn tell_users(lineage: &Lineage) {
         for used in explanation.demonstrations.iter().rev() {
             let Some(example) = &used.example else { continue };
             println!("  user {} {} {}", example.user, verdict(used.label), example.title);
-            println!("    {}", used.cot.as_ref().map_or("(no text)", |cot| &cot.text));
+            tell_text(used.cot.as_ref().map_or("(no text)", |cot| &cot.text));
         }
-        let [others, own] = counts(&explanation);
-        println!(
-            "  {others} labels of others on it and {own} of this user on other films vote; the nearest:"
-        );
+        println!("  {}, the nearest:", voters(&explanation));
         for neighbour in nearest(&explanation, NeighbourSource::SameItem) {
             let Some(example) = &neighbour.example else { continue };
             println!("  {:+.2}  user {} {} it", neighbour.similarity, example.user, verdict(neighbour.label));
@@ -134,7 +137,8 @@ pub fn tell_texts(texts: &[Text]) {
         "\nwhat the LLM wrote of labelled examples; these vectors are made of neighbours, and don't read it:"
     );
     for Text { user, title, liked, text } in texts {
-        println!("  user {user} {} {title}\n    {text}", verdict(i32::from(*liked)));
+        println!("  user {user} {} {title}", verdict(i32::from(*liked)));
+        tell_text(text);
     }
 }
 

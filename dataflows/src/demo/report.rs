@@ -3,7 +3,7 @@
 //! Titles and CoT texts in it are untrusted: everything is escaped, and the policy in the file lets a
 //! browser run nothing.
 
-use super::closing::{self, Text, caveat, counts, nearest, said, verdict};
+use super::closing::{self, Text, caveat, nearest, said, verdict, voters};
 use super::prequential::{Measured, Point};
 use super::samples::{Sample, Samples};
 use crate::explain::{Explanation, Lineage};
@@ -255,11 +255,7 @@ fn demonstrations(out: &mut String, explanation: &Explanation) {
 
 /// How many labels vote, and the nearest of them.
 fn neighbours(out: &mut String, explanation: &Explanation) {
-    let [others, own] = counts(explanation);
-    let _ = write!(
-        out,
-        "<p>{others} labels of others on it and {own} of this user on other films vote. <span class=\"faint\">The nearest:</span></p>"
-    );
+    let _ = write!(out, "<p class=\"faint\">{}; the nearest:</p>", capitalised(&voters(explanation)));
     for (source, what) in [(NeighbourSource::SameItem, "on it"), (NeighbourSource::SameUser, "of the user")] {
         for neighbour in nearest(explanation, source) {
             let Some(example) = &neighbour.example else { continue };
