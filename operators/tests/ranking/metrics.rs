@@ -58,7 +58,11 @@ fn metrics_and_intervals_equal_the_golden_numbers() {
             assert_eq!(gauc.rows + gauc.rows_left_out, labels.len() as u64, "{name}");
         }
         let figures = (auc(&labels, &b).unwrap(), auc(&labels, &a).unwrap());
-        close(rela_impr(figures.0, figures.1).unwrap(), &case["rela_impr"], name);
+        match rela_impr(figures.0, figures.1) {
+            Ok(percent) => close(percent, &case["rela_impr"], name),
+            // The program that made the numbers has the formula alone, and its sign is wrong there.
+            Err(error) => assert!(error == Error::NoSkill && figures.1 <= 0.5, "{name}: {error}"),
+        }
         let Some(golden) = case.get("bootstrap") else { continue };
         let options = Rounds {
             rounds: golden["rounds"].as_u64().unwrap() as u32,
