@@ -70,7 +70,7 @@ fn a_short_demo_meets_its_thresholds_and_its_repetition_calls_nothing() {
     let lineage = run(folder.path(), &command).good();
     assert!(explained.starts_with(&lineage), "{lineage}\n{explained}");
     assert!(
-        lineage.contains("ict by attention") && lineage.contains("this user on other films"),
+        lineage.contains("ict by attention") && lineage.contains("this user on other items"),
         "{lineage}"
     );
     assert!(told.contains("what the LLM wrote of labelled examples"), "{told}");
