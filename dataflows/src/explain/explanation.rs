@@ -294,7 +294,9 @@ impl fmt::Display for Explanation {
         for entry in &self.history {
             writeln!(f, "    {:>6}  {}", entry.item, entry.title)?;
         }
-        writeln!(f, "  demonstrations, nearest last:")?;
+        if !self.demonstrations.is_empty() {
+            writeln!(f, "  demonstrations, nearest last:")?;
+        }
         for used in &self.demonstrations {
             used.fmt(f)?;
         }
