@@ -40,7 +40,7 @@ use ictflow_schemas::limits;
 use ictflow_schemas::topic::{NewRecord, Topic};
 use ictflow_schemas::wire::{Format, Wire};
 use ictflow_schemas::{Id, Millis};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -65,8 +65,8 @@ const SHOWN: &str = "impression";
 /// at most `most` samples, the first ones. `state` gets the topics and must be empty.
 ///
 /// # Errors
-/// `Fatal` where the weights read demonstrations, which need CoTs, the data set has no test period, or a file
-/// can't be read or written.
+/// `Fatal` where the weights read demonstrations, which need CoTs, the data set has no test period, a row of it is
+/// no sample or has a label that became known later than it happened, or a file can't be read or written.
 pub fn streamed(
     prepared: &Prepared,
     encoder: Box<dyn Embed>,
@@ -237,6 +237,18 @@ fn parts_of(prepared: &Prepared, most: usize) -> Result<(Vec<Row>, Vec<Sample>)>
             "take the protocol time",
         ));
     };
+    let samples: HashSet<u32> = test.iter().map(|sample| sample.row).collect();
+    let unlike = (0..).zip(rows).filter(|(_, row)| row.time >= from).find(|(number, row)| {
+        let says = row.engagement || row.label != Label::None;
+        says && (!samples.contains(number) || prepared.data.label_time(row) != row.time)
+    });
+    if unlike.is_some() || rows.iter().any(|row| prepared.data.label_time(row) != row.time) {
+        return Err(Error::fatal(
+            "replay the test as a stream",
+            "labels of it became known later than their events, or engagements of its period are no samples",
+            "it replays data sets of atomic files, whose labels are known at once; train without --streamed",
+        ));
+    }
     test.truncate(most);
     let mut before: Vec<Row> = rows.iter().filter(|row| row.time < from).copied().collect();
     before.retain(|row| row.engagement || row.label != Label::None);

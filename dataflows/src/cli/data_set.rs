@@ -131,6 +131,11 @@ impl ReadingOptions {
         })
     }
 
+    /// Whether a cut of users is asked for.
+    pub(super) fn cuts(&self) -> bool {
+        self.users.is_some()
+    }
+
     /// The split.
     pub(super) fn protocol(&self) -> Protocol {
         self.protocol

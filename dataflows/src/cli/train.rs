@@ -10,7 +10,6 @@ use crate::ranking::examples;
 use crate::ranking::train::{Figures, Options, Told, train};
 use crate::streamed::streamed;
 use clap::Args;
-use ictflow_connectors::atomic::Folder;
 use ictflow_connectors::encoder::Embed;
 use ictflow_connectors::{Error, Result};
 use ictflow_operators::ict::Shape;
@@ -30,7 +29,9 @@ use std::path::{Path, PathBuf};
         card.md              data, split, figures, sizes, the command; written last\n  \
         curves.csv, .svg     every check of the training\n  \
         checkpoint/          the newest check: the same command goes on from it after a kill\n\n\
-        The same command on the same data gives the same bytes, killed or not. Arms are those of evaluate.\n\
+        The same command on the same data gives the same bytes, killed or not. Arms are those of evaluate but for\n\
+        decoder-CoT and paper-CoT: their demonstrations are training samples, which no job could serve, so\n\
+        --reconstruction has no part here.\n\
         The test part is scored once, by the weights that the validation part chose.")]
 pub(super) struct Arguments {
     #[command(flatten)]
@@ -162,7 +163,7 @@ fn replay(prepared: &Prepared, encoder: Box<dyn Embed>, out: &Path, most: usize)
     for row in &report.rows {
         let name = match row.name.as_str() {
             "with" => "with vector and votes",
-            _ => "the same without them",
+            _ => "the same ranker with zeros in their place, which is no baseline",
         };
         let [auc, gauc, log_loss] = [row.auc, row.gauc, row.log_loss].map(figure);
         lines += &format!("{name}: AUC {auc}, GAUC {gauc}, LogLoss {log_loss}\n");
@@ -176,11 +177,21 @@ impl Arguments {
     /// The data set, where it comes from, and what makes a row of it positive.
     fn data_set(&self) -> Result<(Dataset, String, String)> {
         let label = "of the examples".to_owned();
+        if self.origin.data.is_none() && self.reading.cuts() {
+            return Err(Error::fatal(
+                "cut the data",
+                "--users cuts the folders of --data alone",
+                "leave it out",
+            ));
+        }
         match (&self.origin.data, &self.origin.parquet, &self.origin.examples) {
             (Some(folder), ..) => {
                 let source = self.reading.source(folder)?;
-                let data = Folder::open(&source.folder, source.name.as_deref())?.read(&source.columns)?;
-                let shown = format!("atomic files of `{}`", shown(folder));
+                let data = source.read()?;
+                let mut shown = format!("atomic files of `{}`", shown(folder));
+                if let Some(users) = source.users {
+                    shown += &format!(", a cut of {users} users");
+                }
                 Ok((data, shown, source.columns.labels.to_string()))
             }
             (_, Some(file), _) => {

@@ -122,6 +122,28 @@ fn config(out: &Path, job: &str, suffix: &str, stride: CotStride) -> Result<Conf
     Config::check(raw, None)
 }
 
+/// The file of the demo's configuration in its state, for commands that judge a job by what it was run with.
+const CONFIG: &str = "job.toml";
+
+/// Writes what [`config`] has as a file.
+fn lay_config(out: &Path, stride: CotStride) -> Result<()> {
+    let path = out.join(CONFIG);
+    let failed =
+        |error| Error::fatal(format!("write {}", path.display()), error, "the folder must be writable");
+    let absolute = |path: &Path| -> std::io::Result<toml::Value> {
+        Ok(toml::Value::String(std::path::absolute(path)?.to_string_lossy().into_owned()))
+    };
+    let CotStride { positive, explicit_negative, implicit_negative } = stride;
+    let text = format!(
+        "# What the demo's job was run with.\njob = \"demo\"\nstate = {}\nworkers = 2\n\n[topics]\npartitions = {PARTITIONS}\n\n\
+         [ict]\nweights = {}\n\n[semantics]\ndemonstration_ttl_ms = {YEAR}\ncot_stride = {{ positive = {positive}, \
+         explicit_negative = {explicit_negative}, implicit_negative = {implicit_negative} }}\n",
+        absolute(out).map_err(failed)?,
+        absolute(&trained::ict(out)).map_err(failed)?,
+    );
+    std::fs::write(&path, text).map_err(failed)
+}
+
 fn first(arguments: &Arguments) -> Result<()> {
     let started = Instant::now();
     let out = &arguments.out;
@@ -144,6 +166,7 @@ fn first(arguments: &Arguments) -> Result<()> {
     println!("loading the LLM and the encoder");
     let mut producer = Producer::new(config.topics(false)?, config.options.names.clone());
     weights.lay_into(out)?;
+    lay_config(out, stride(data.ratings.len()))?;
     let parts = config.parts()?;
     producer.catalog(&data.items)?;
     let mut job = Job::start(parts, config.semantics.clone(), config.options.clone())?;
@@ -214,6 +237,7 @@ fn first(arguments: &Arguments) -> Result<()> {
     };
     report::write(&path, &shown)?;
     println!("the report, for a browser: {}", path.display());
+    println!("recomputed from the logs and compared: ictflow verify --config {}", out.join(CONFIG).display());
     Ok(())
 }
 

@@ -1,8 +1,8 @@
 //! The demonstrations of the paper's vector that an evaluation may use, and the vectors of their CoTs.
 //!
 //! **The pool** are training samples with a history and an item of which a text is known. Where a CoT log is
-//! given, those of them that the LLM explained: with the label, and without it too where the log has texts of
-//! that kind. Without a log it is one in ten, as a job with the default strides chooses. The pool is the same
+//! given, those of them that the LLM explained: with the label, and without it too where an arm reads texts of
+//! that kind and the log has some. Without a log it is one in ten, as a job with the default strides chooses. The pool is the same
 //! for all arms, whatever text they read: so arms differ in texts alone.
 //!
 //! **Texts** are those of [`crate::cots::texts`]; shuffled ones change places within the pool. A text that the
@@ -85,7 +85,10 @@ impl Cots {
         }
         let examples = Examples::of(prepared);
         let written = log.map(|log| texts_of(log, prepared, Cot::Llm)).transpose()?;
-        let free = log.map(|log| texts_of(log, prepared, Cot::LabelFree)).transpose()?;
+        let free = match wanted.contains(&Some(Cot::LabelFree)) {
+            true => log.map(|log| texts_of(log, prepared, Cot::LabelFree)).transpose()?,
+            false => None,
+        };
         let free = free.filter(|texts| texts.iter().any(Option::is_some));
         let pool = pool(&examples, written.as_ref(), free.as_ref());
         let demonstrations = pool.iter().filter(|pooled| **pooled).count();
@@ -93,8 +96,9 @@ impl Cots {
             let which = log.map_or(String::new(), |log| format!(" in {}", log.path().display()));
             return Err(Error::fatal(
                 "choose demonstrations",
-                format!("no training sample with a history has a CoT{which}"),
-                "name the log that `ictflow cots` made of this data set with this split, by --cots",
+                format!("no training sample with a history has a CoT of an LLM{which}"),
+                "name the log that `ictflow cots` made of this data set with this split, by --cots; texts of the \
+                 template don't count, and label-free ones only beside texts of the same samples with the label",
             ));
         }
         let pooled = |texts: Texts| -> Texts {

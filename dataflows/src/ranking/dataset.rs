@@ -73,6 +73,20 @@ pub struct Source {
     pub users: Option<usize>,
 }
 
+impl Source {
+    /// Reads the rows and the catalog, and cuts them.
+    ///
+    /// # Errors
+    /// Those of the folder.
+    pub fn read(&self) -> Result<Dataset> {
+        let mut data = Folder::open(&self.folder, self.name.as_deref())?.read(&self.columns)?;
+        if let Some(users) = self.users {
+            cut(&mut data, users);
+        }
+        Ok(data)
+    }
+}
+
 /// A data set with its split, histories and text vectors.
 #[derive(Debug)]
 pub struct Prepared {
@@ -111,11 +125,7 @@ impl Prepared {
     /// # Errors
     /// Those of the folder, of the split and of the encoder.
     pub fn read(source: &Source, encoder: &mut dyn Embed, cache: &Path) -> Result<Self> {
-        let mut data = Folder::open(&source.folder, source.name.as_deref())?.read(&source.columns)?;
-        if let Some(users) = source.users {
-            cut(&mut data, users);
-        }
-        Prepared::of(data, source.protocol, encoder, cache)
+        Prepared::of(source.read()?, source.protocol, encoder, cache)
     }
 
     /// Makes a data set ready.

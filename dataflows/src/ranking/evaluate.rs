@@ -103,6 +103,7 @@ impl<'a> Tensors<'a> {
         let vectors = cot.and_then(|cot| self.cots.vectors(cot));
         match (self.demonstrations.values().next(), vectors) {
             (Some(columns), Some(vectors)) => columns.with(vectors).map_err(laid_out),
+            // An arm without CoTs doesn't read those that may be in it.
             (Some(columns), None) => Ok(columns.clone()),
             (None, vectors) => {
                 let demonstrations = Demonstrations::of(self.prepared, self.cots, self.delay)?;

@@ -90,6 +90,12 @@ fn a_short_demo_meets_its_thresholds_and_its_repetition_calls_nothing() {
     };
     assert_eq!(lists(ranked), lists(&listed));
     assert_eq!(listed.matches("user ").count(), 2, "{listed}");
+    // What judges a job by its configuration finds it in the demo's state.
+    let config = format!("{out}/job.toml");
+    for command in ["verify", "consistency"] {
+        let judged = run(folder.path(), &[command, "--config", &config]);
+        assert_eq!(judged.code, Some(0), "{command}: {}{}", judged.out, judged.err);
+    }
     // The replay ended before the ratings that trained the rankers did.
     assert_eq!(summary["prequential"], Value::Null);
     assert!(told.contains("no ranker was measured"), "{told}");

@@ -20,7 +20,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-/// A multiple of every period below.
 /// From one impression to the next.
 const STEP: i64 = 10 * SECOND;
 const USERS: usize = 6;
