@@ -238,11 +238,12 @@ fn parts_of(prepared: &Prepared, most: usize) -> Result<(Vec<Row>, Vec<Sample>)>
         ));
     };
     let samples: HashSet<u32> = test.iter().map(|sample| sample.row).collect();
-    let unlike = (0..).zip(rows).filter(|(_, row)| row.time >= from).find(|(number, row)| {
+    let unlike = |(number, row): (u32, &Row)| {
         let says = row.engagement || row.label != Label::None;
-        says && (!samples.contains(number) || prepared.data.label_time(row) != row.time)
-    });
-    if unlike.is_some() || rows.iter().any(|row| prepared.data.label_time(row) != row.time) {
+        let is_left_out = row.time >= from && says && !samples.contains(&number);
+        is_left_out || prepared.data.label_time(row) != row.time
+    };
+    if (0..).zip(rows).any(unlike) {
         return Err(Error::fatal(
             "replay the test as a stream",
             "labels of it became known later than their events, or engagements of its period are no samples",

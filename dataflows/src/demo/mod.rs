@@ -31,7 +31,7 @@ use crate::status::Observer;
 use crate::summary::Summary;
 use clap::Args;
 use ictflow_connectors::{Error, Result};
-use ictflow_schemas::config::{CotStride, Semantics};
+use ictflow_schemas::config::CotStride;
 use ictflow_schemas::feature::VectorKind;
 use ictflow_schemas::topic::Topic;
 use ictflow_schemas::wire::Format;
@@ -108,40 +108,39 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if arguments.again { again(arguments) } else { first(arguments) }
 }
 
-fn config(out: &Path, job: &str, suffix: &str, stride: CotStride) -> Result<Config> {
-    let mut raw = Raw {
-        job: Some(job.to_owned()),
-        state: Some(out.to_owned()),
-        workers: Some(2),
-        semantics: Semantics { cot_stride: stride, demonstration_ttl_ms: YEAR, ..Semantics::default() },
-        ..Raw::default()
-    };
-    raw.topics.partitions = Some(PARTITIONS);
-    raw.topics.suffix = suffix.to_owned();
-    raw.ict.weights = Some(trained::ict(out));
-    Config::check(raw, None)
-}
-
 /// The file of the demo's configuration in its state, for commands that judge a job by what it was run with.
 const CONFIG: &str = "job.toml";
 
-/// Writes what [`config`] has as a file.
+/// The configuration of a job of the demo, as a file has it.
+fn config_text(out: &Path, job: &str, suffix: &str, stride: CotStride) -> Result<String> {
+    let absolute = |path: &Path| {
+        let path = std::path::absolute(path).map_err(|error| {
+            Error::fatal(format!("find {}", path.display()), error, "name a folder by --out")
+        })?;
+        Ok(toml::Value::String(path.to_string_lossy().into_owned()))
+    };
+    let (state, weights) = (absolute(out)?, absolute(&trained::ict(out))?);
+    let CotStride { positive, explicit_negative, implicit_negative } = stride;
+    Ok(format!(
+        "# What this job of the demo was run with.\njob = \"{job}\"\nstate = {state}\nworkers = 2\n\n\
+         [topics]\npartitions = {PARTITIONS}\nsuffix = \"{suffix}\"\n\n[ict]\nweights = {weights}\n\n\
+         [semantics]\ndemonstration_ttl_ms = {YEAR}\ncot_stride = {{ positive = {positive}, \
+         explicit_negative = {explicit_negative}, implicit_negative = {implicit_negative} }}\n"
+    ))
+}
+
+fn config(out: &Path, job: &str, suffix: &str, stride: CotStride) -> Result<Config> {
+    let raw: Raw = toml::from_str(&config_text(out, job, suffix, stride)?)
+        .map_err(|error| Error::fatal("configure the demo", error, "this is a defect: please report it"))?;
+    Config::check(raw, None)
+}
+
+/// Lays the configuration of the demo's first job into its state.
 fn lay_config(out: &Path, stride: CotStride) -> Result<()> {
     let path = out.join(CONFIG);
-    let failed =
-        |error| Error::fatal(format!("write {}", path.display()), error, "the folder must be writable");
-    let absolute = |path: &Path| -> std::io::Result<toml::Value> {
-        Ok(toml::Value::String(std::path::absolute(path)?.to_string_lossy().into_owned()))
-    };
-    let CotStride { positive, explicit_negative, implicit_negative } = stride;
-    let text = format!(
-        "# What the demo's job was run with.\njob = \"demo\"\nstate = {}\nworkers = 2\n\n[topics]\npartitions = {PARTITIONS}\n\n\
-         [ict]\nweights = {}\n\n[semantics]\ndemonstration_ttl_ms = {YEAR}\ncot_stride = {{ positive = {positive}, \
-         explicit_negative = {explicit_negative}, implicit_negative = {implicit_negative} }}\n",
-        absolute(out).map_err(failed)?,
-        absolute(&trained::ict(out)).map_err(failed)?,
-    );
-    std::fs::write(&path, text).map_err(failed)
+    std::fs::write(&path, config_text(out, "demo", "", stride)?).map_err(|error| {
+        Error::fatal(format!("write {}", path.display()), error, "the folder must be writable")
+    })
 }
 
 fn first(arguments: &Arguments) -> Result<()> {
