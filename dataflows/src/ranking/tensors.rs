@@ -28,6 +28,7 @@ use ictflow_operators::ict::training::{
     Demonstrations, HashedRows, Neighbours as Gathered, Parties, Samples, TableRows,
 };
 use ictflow_operators::ict::{MAX_NEIGHBOURS, SOURCES};
+use ictflow_operators::ranking::embedding_bag::mean;
 use ictflow_operators::ranking::ids::Ids;
 use ictflow_operators::ranking::scalars::{LABEL_SCALARS, label_scalars};
 use ictflow_operators::ranking::tables::Rows;
@@ -180,8 +181,8 @@ struct Items {
     categories: Tensor,
     /// [S, D], components divided by 2^14.
     text: Tensor,
-    /// [S], f32: 1 where there is a text.
-    has_text: Tensor,
+    /// [S], the row of `text`; 0 where there is none.
+    text_row: Tensor,
 }
 
 /// What the samples are, in the order train, validation, test. Clones share their tensors.
@@ -407,7 +408,7 @@ impl Items {
         let (mut row, mut creator) = (vec![0], vec![0]);
         let mut categories = vec![0; most];
         let mut text = vec![0.0; width];
-        let mut has_text = vec![0.0_f32];
+        let mut text_row = vec![0];
         for item in items {
             row.push(vocabularies.item.row(item));
             creator.push(catalog.creator(item).map_or(0, |creator| vocabularies.creator.row(creator)));
@@ -418,7 +419,7 @@ impl Items {
                 Some(vector) => text.extend(vector.iter().map(|x| f32::from(*x) / SCALE)),
                 None => text.extend(std::iter::repeat_n(0.0, width)),
             }
-            has_text.push(f32::from(u8::from(prepared.texts[item as usize].is_some())));
+            text_row.push(if prepared.texts[item as usize].is_some() { slot(item) } else { 0 });
         }
         let device = &Device::Cpu;
         Ok(Items {
@@ -426,20 +427,15 @@ impl Items {
             creator: Tensor::from_vec(creator, slots, device)?,
             categories: Tensor::from_vec(categories, (slots, most), device)?,
             text: Tensor::from_vec(text, (slots, width), device)?,
-            has_text: Tensor::from_vec(has_text, slots, device)?,
+            text_row: Tensor::from_vec(text_row, slots, device)?,
         })
     }
 
     /// The items' texts and the means of the histories' texts. Sums are exact: components are multiples of
     /// 2^-14, and no sum of a history leaves f32's 24 bits.
     fn texts(&self, slots: &Tensor, history: &Tensor) -> Result<[Tensor; 2]> {
-        let (batch, length) = history.dims2()?;
-        let entries = history.flatten_all()?;
-        let there = self.has_text.index_select(&entries, 0)?.reshape((batch, length))?;
-        let count = there.sum_keepdim(1)?.maximum(1.0)?;
-        let vectors = self.text.index_select(&entries, 0)?.reshape((batch, length, ()))?;
-        let sum = there.unsqueeze(1)?.matmul(&vectors)?.squeeze(1)?;
-        Ok([self.text.index_select(slots, 0)?, sum.broadcast_div(&count)?])
+        let rows = self.text_row.index_select(&history.flatten_all()?, 0)?.reshape(history.dims())?;
+        Ok([self.text.index_select(slots, 0)?, mean(&self.text, &rows)?])
     }
 }
 

@@ -1,6 +1,6 @@
 //! The ids of a batch of samples, and the tables that they index.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 /// The ids of a batch of B samples: u32 rows of the tables, 0 = absent. T history entries, oldest first and
 /// padded at the end; C categories an item.
@@ -43,14 +43,4 @@ pub fn rows(table: &Tensor, ids: &Tensor) -> Result<Tensor> {
     let mut shape = ids.dims().to_vec();
     shape.push(table.dim(1)?);
     table.index_select(&ids.flatten_all()?, 0)?.reshape(shape)
-}
-
-/// The mean of the rows of a list of ids [B, N] that aren't 0: [B, d], zeros where there are none.
-///
-/// # Errors
-/// Where an id is beyond the table.
-pub fn mean(table: &Tensor, ids: &Tensor) -> Result<Tensor> {
-    let there = ids.ne(0u32)?.to_dtype(DType::F32)?;
-    let count = there.sum_keepdim(1)?.maximum(1.0)?;
-    rows(table, ids)?.broadcast_mul(&there.unsqueeze(2)?)?.sum(1)?.broadcast_div(&count)
 }

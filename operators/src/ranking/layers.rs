@@ -4,6 +4,7 @@
 //! without a word. Only plain operations are used here, and a test asks every variable for its gradient.
 
 use super::RankingError;
+use super::frozen::linear_of_frozen;
 use super::random::Stream;
 use super::variables::{Fill, Init, Role, Variables};
 use candle_core::{Tensor, Var};
@@ -302,7 +303,8 @@ impl Tower {
     }
 }
 
-/// Linear → ReLU → linear: how a text vector [.., D] becomes a field vector [.., d].
+/// Linear → ReLU → linear: how a text vector [B, D] becomes a field vector [B, d]. Texts are data: no gradient
+/// reaches them.
 #[derive(Clone, Debug)]
 pub struct Projection {
     first: Linear,
@@ -327,12 +329,17 @@ impl Projection {
         })
     }
 
-    /// [.., inputs] to [.., outputs].
+    /// [B, inputs] to [B, outputs].
     ///
     /// # Errors
     /// Where the last dimension isn't `inputs`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor, RankingError> {
-        self.second.forward(&self.first.forward(x)?.relu()?)
+        let hidden = linear_of_frozen(x, self.first.weight())?;
+        let hidden = match self.first.bias() {
+            Some(bias) => hidden.broadcast_add(bias)?,
+            None => hidden,
+        };
+        self.second.forward(&hidden.relu()?)
     }
 }
 

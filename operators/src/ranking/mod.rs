@@ -1,6 +1,6 @@
 //! Ranking: from the ids of a sample, its scalars and its vector to the logit of a positive label.
 //!
-//! `ids` are the inputs and `tables` the embeddings, `backbones` the models, `layers` what they are built of,
+//! `ids` are the inputs and `tables` the embeddings, `embedding_bag` their means, `backbones` the models, `layers` and `frozen` what they are built of,
 //! `loss` and `adam` what trains them, `weights` their file, `checkpoint` that of a training under way. Everything
 //! is drawn from a seed by name ([`random::Stream`]), so one seed gives the same weights on one machine, whatever
 //! the order of creation.
@@ -12,6 +12,8 @@ pub mod backbones;
 pub mod bootstrap;
 pub mod checkpoint;
 pub mod draws;
+pub mod embedding_bag;
+pub mod frozen;
 pub mod histories;
 pub mod ids;
 pub mod layers;

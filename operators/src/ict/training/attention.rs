@@ -2,8 +2,10 @@
 //! are folded into the query and the pooled values here too, which saves most of the work.
 
 use super::super::{SOURCES, count_scalar};
-use super::layers::{linear, linear_of_frozen, pooled, softmax};
+use super::layers::{linear, softmax};
 use super::{Module, TrainingError};
+use crate::ranking::embedding_bag::mean;
+use crate::ranking::frozen::linear_of_frozen;
 use crate::ranking::ids::{Tables, rows};
 use candle_core::{D, DType, Result, Tensor};
 
@@ -67,7 +69,7 @@ impl Module {
                 rows(&tables.item, &parties.items)?,
                 self.text_token(&parties.text)?,
                 rows(&tables.creator, &parties.creators)?,
-                pooled(&tables.category, &parties.categories)?,
+                mean(&tables.category, &parties.categories)?,
             ],
             D::Minus1,
         )?;

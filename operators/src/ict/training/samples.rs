@@ -1,7 +1,9 @@
 //! Tokens of samples and texts: G, H and the embedding tables.
 
-use super::layers::{linear, linear_of_frozen, pooled};
+use super::layers::linear;
 use super::{Module, TrainingError};
+use crate::ranking::embedding_bag::mean;
+use crate::ranking::frozen::linear_of_frozen;
 use crate::ranking::ids::{Ids, Tables, rows};
 use candle_core::{D, Tensor};
 
@@ -48,11 +50,11 @@ impl Module {
             rows(&tables.item, &ids.item)?,
             texts.narrow(0, 0, count)?,
             rows(&tables.creator, &ids.creator)?,
-            pooled(&tables.category, &ids.categories)?,
-            pooled(&tables.item, &ids.history_items)?,
+            mean(&tables.category, &ids.categories)?,
+            mean(&tables.item, &ids.history_items)?,
             texts.narrow(0, count, count)?,
-            pooled(&tables.creator, &ids.history_creators)?,
-            pooled(&tables.category, &ids.history_categories.flatten_from(1)?)?,
+            mean(&tables.creator, &ids.history_creators)?,
+            mean(&tables.category, &ids.history_categories.flatten_from(1)?)?,
         ];
         self.net("sample", &Tensor::cat(&fields, D::Minus1)?)
     }

@@ -7,7 +7,8 @@
 
 use super::fields::{check, join, side_width};
 use super::{Backbone, Inputs, Kind, RankingError, Settings};
-use crate::ranking::ids::{mean, rows};
+use crate::ranking::embedding_bag::mean;
+use crate::ranking::ids::rows;
 use crate::ranking::layers::{Linear, Maker, Phase, Tower};
 use candle_core::{DType, Tensor};
 

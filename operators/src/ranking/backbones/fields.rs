@@ -1,7 +1,8 @@
 //! From a batch to the vectors that backbones read.
 
 use super::{Inputs, RankingError, Settings};
-use crate::ranking::ids::{mean, rows};
+use crate::ranking::embedding_bag::mean;
+use crate::ranking::ids::rows;
 use candle_core::Tensor;
 
 /// The number of id fields.
