@@ -54,9 +54,6 @@ const EPOCH: usize = 10_000;
 /// Partitions of the topics.
 const PARTITIONS: u32 = 4;
 
-/// How long a subscriber waits for records that are there.
-const THERE: Duration = Duration::from_millis(1);
-
 /// The kind of an impression.
 const SHOWN: &str = "impression";
 
@@ -125,7 +122,7 @@ pub fn streamed(
         records.extend(second.iter().map(|sample| shown(&prepared.data, &rows[sample.row as usize])));
         producer.append(records)?;
         while job.step(Duration::from_secs(1))?.epoch.is_none() {}
-        subscription.turn(THERE)?;
+        subscription.catch_up()?;
         let ids = (prepared.data.users().ids(), prepared.data.items().ids());
         let events: Vec<Labelled<'_>> = second
             .iter()
@@ -348,15 +345,10 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use crate::ranking::arms::Arm;
     use crate::ranking::dataset::Protocol;
-    use crate::ranking::fit::Training;
-    use crate::ranking::model::Sizes;
-    use crate::ranking::train::{self, Told, train};
+    use crate::ranking::train::train;
     use crate::ranking::world;
     use ictflow_connectors::encoder::hashed::Hashed;
-    use ictflow_operators::ranking::backbones;
-    use ictflow_operators::ranking::tables::Rows;
 
     /// What stands on the topic when a sample comes is what training let it see.
     #[test]
@@ -364,18 +356,8 @@ mod tests {
         for arm in ["attention", "attention+votes"] {
             let folder = tempfile::tempdir().unwrap();
             let prepared = world::prepared(Protocol::Time);
-            let options = train::Options {
-                backbone: backbones::Kind::DeepFm,
-                arm: Arm::named(arm).unwrap(),
-                sizes: Sizes { width: 8, hidden: vec![16], ..Sizes::default() },
-                training: Training { batch: 64, epochs: 4, ..Training::default() },
-                seed: 1,
-                // So many rows that new items share none with those of training.
-                rows: Rows { user: 64, item: 1 << 16, creator: 16, category: 16 },
-                out: folder.path().join("trained"),
-                restart: false,
-                told: Told::default(),
-            };
+            // So many rows that new items share none with those of training.
+            let options = world::training(arm, 1 << 16, folder.path().join("trained"));
             let offline = train(&prepared, &options).unwrap().test;
             let state = folder.path().join("state");
             let encoder = Box::new(Hashed::new(16));

@@ -31,6 +31,7 @@ struct State {
     bytes: f64,
     users: isize,
     items: usize,
+    interactions: usize,
     pairs: usize,
     demonstrations: usize,
 }
@@ -43,12 +44,18 @@ const HISTORY: usize = 20;
 type Case = (&'static str, fn(usize) -> Script, fn(&State) -> f64, &'static str);
 
 pub fn measure(arguments: &Arguments, report: &mut Report) -> Fallible<()> {
-    let cases: [Case; 3] = [
+    let cases: [Case; 4] = [
         (
             "memory of a user",
             users,
             |state| state.users as f64,
-            "history of 20, no pair, nothing open; 1,000 items",
+            "history of 20 and as many labels in rings, no pair, nothing open; 1,000 items",
+        ),
+        (
+            "memory of a label",
+            rings,
+            |state| state.interactions as f64,
+            "in its user's ring and its item's, both below 128; 1,000 users, 1,000 items, histories full",
         ),
         (
             "memory of an item",
@@ -63,10 +70,15 @@ pub fn measure(arguments: &Arguments, report: &mut Report) -> Fallible<()> {
             "1,000 users, 2,000 items, 500 demonstrations",
         ),
     ];
-    let scales: [&[usize]; 3] = if arguments.quick {
-        [&[2_500, 5_000, 10_000], &[2_500, 5_000, 10_000], &[10, 20, 40]]
+    let scales: [&[usize]; 4] = if arguments.quick {
+        [&[2_500, 5_000, 10_000], &[30, 60, 90], &[2_500, 5_000, 10_000], &[10, 20, 40]]
     } else {
-        [&[5_000, 10_000, 20_000, 40_000], &[5_000, 10_000, 20_000, 40_000], &[10, 20, 40, 80]]
+        [
+            &[5_000, 10_000, 20_000, 40_000],
+            &[30, 60, 90, 120],
+            &[5_000, 10_000, 20_000, 40_000],
+            &[10, 20, 40, 80],
+        ]
     };
     for ((what, script, count, conditions), scales) in cases.into_iter().zip(scales) {
         let mut points: Vec<Vec<(f64, f64)>> = vec![Vec::new(); LONG_RUNS];
@@ -111,6 +123,7 @@ pub fn child(folder: &Path) -> Fallible<()> {
         bytes: machine::resident()?,
         users: job.history_users(),
         items: job.items(),
+        interactions: job.judgements().interactions as usize,
         pairs: job.sink().features_live(),
         demonstrations: job.demonstrations().len(),
     };
@@ -161,6 +174,11 @@ fn click(user: usize, event_id: &str, item: usize, event_time: Millis) -> NewRec
         event_time,
     };
     record(Topic::Interactions, &event.user_id, Some(event.encode()), Some(event_time), 1)
+}
+
+/// 1,000 users with so many clicks each: longer rings, all else alike.
+fn rings(clicks: usize) -> Script {
+    users_with(1_000, clicks)
 }
 
 /// Items with their texts and vectors.

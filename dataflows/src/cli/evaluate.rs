@@ -93,8 +93,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let vectors = models().join("vectors");
     let prepared = Prepared::read(&source, &mut *encoder, &vectors)?;
     let log = arguments.cots.as_deref().map(CotLog::read).transpose()?;
-    let mut cots = Cots::of(&prepared, &arms, log.as_ref(), &mut *encoder, &vectors.join("cots"))?;
-    cots.figures.paper_compat = arguments.paper_compat;
+    let cache = vectors.join("cots");
+    let cots = Cots::of(&prepared, &arms, log.as_ref(), arguments.paper_compat, (&mut *encoder, &cache))?;
     drop(encoder);
     let options = Options {
         arms,

@@ -191,11 +191,8 @@ mod tests {
     use crate::job::{Options as JobOptions, Parts};
     use crate::names::Names;
     use crate::rank::subscription::Options;
-    use crate::ranking::arms::Arm;
     use crate::ranking::dataset::{Part, Prepared};
-    use crate::ranking::fit::Training;
-    use crate::ranking::model::Sizes;
-    use crate::ranking::train::{self, ICT, Told, train};
+    use crate::ranking::train::{ICT, RANKER, train};
     use crate::ranking::world;
     use ictflow_connectors::atomic::Labels;
     use ictflow_connectors::encoder::hashed::Hashed;
@@ -204,8 +201,6 @@ mod tests {
     use ictflow_connectors::llm::validate::Validator;
     use ictflow_connectors::local::Local;
     use ictflow_operators::ict::Weights;
-    use ictflow_operators::ranking::backbones;
-    use ictflow_operators::ranking::tables::Rows;
     use ictflow_schemas::config::Semantics;
     use ictflow_schemas::interaction::default_kinds;
     use ictflow_schemas::limits;
@@ -240,18 +235,7 @@ mod tests {
     /// Weights of both rankers, trained on the small world.
     fn trained(prepared: &Prepared, folder: &Path) -> Files {
         for (arm, out) in [("attention+votes", folder.to_owned()), ("strong", folder.join("strong"))] {
-            let options = train::Options {
-                backbone: backbones::Kind::DeepFm,
-                arm: Arm::named(arm).unwrap(),
-                sizes: Sizes { width: 8, hidden: vec![16], ..Sizes::default() },
-                training: Training { batch: 64, epochs: 4, ..Training::default() },
-                seed: 1,
-                rows: Rows { user: 64, item: 128, creator: 16, category: 16 },
-                out,
-                restart: false,
-                told: Told::default(),
-            };
-            train(prepared, &options).unwrap();
+            train(prepared, &world::training(arm, 128, out)).unwrap();
         }
         Files::read(folder).unwrap()
     }
@@ -378,8 +362,7 @@ mod tests {
         let told = refused(&files, &other);
         assert!(told.contains("notes as its data"), "{told}");
         let swap = |from: &Path, to: &Path| std::fs::copy(from, to).unwrap();
-        let (with, without) =
-            (folder.path().join(train::RANKER), folder.path().join("strong").join(train::RANKER));
+        let (with, without) = (folder.path().join(RANKER), folder.path().join("strong").join(RANKER));
         swap(&with, &without);
         let told = refused(&Files::read(folder.path()).unwrap(), &prepared.data);
         assert!(told.contains("the ranker in strong reads vectors or votes"), "{told}");

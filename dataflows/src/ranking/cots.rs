@@ -67,7 +67,7 @@ type Texts = Vec<Option<String>>;
 
 impl Cots {
     /// The pool, and the texts that some arms read. Where no arm has demonstrations it is empty, and nothing is
-    /// done. Vectors are kept in `cache`.
+    /// done. Vectors are kept in `cache`. `paper_compat` lets the published rule choose demonstrations.
     ///
     /// # Errors
     /// `Fatal` where an arm reads texts that nobody wrote, no sample can be a demonstration, or a file can't be
@@ -76,8 +76,8 @@ impl Cots {
         prepared: &Prepared,
         arms: &[Arm],
         log: Option<&CotLog>,
-        encoder: &mut dyn Embed,
-        cache: &Path,
+        paper_compat: bool,
+        (encoder, cache): (&mut dyn Embed, &Path),
     ) -> Result<Self> {
         let wanted: BTreeSet<Option<Cot>> = arms.iter().filter_map(Arm::demonstrations).collect();
         if wanted.is_empty() {
@@ -114,7 +114,7 @@ impl Cots {
             };
             vectors.insert(cot, CotVectors::of(prepared, &pool, &texts, encoder, cache)?);
         }
-        let mut figures = PoolFigures { demonstrations, ..PoolFigures::default() };
+        let mut figures = PoolFigures { demonstrations, paper_compat, ..PoolFigures::default() };
         if let Some((log, version)) = log.and_then(|log| Some((log, version_of(log, false)?))) {
             for place in (0..).zip(&pool).filter_map(|(place, pooled)| pooled.then_some(place)) {
                 let Some(answer) = log.get(&version.key(&examples.view(place, false))) else { continue };

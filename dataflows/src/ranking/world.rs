@@ -3,10 +3,16 @@
 //! all items are new, so ids say nothing of them, while the ratings of users alike tell what they are.
 #![allow(clippy::unwrap_used)]
 
+use super::arms::Arm;
 use super::dataset::{Prepared, Protocol};
+use super::fit::Training;
+use super::model::Sizes;
+use super::train;
 use ictflow_connectors::encoder::Embed;
 use ictflow_connectors::encoder::hashed::Hashed;
+use ictflow_operators::ranking::backbones;
 use ictflow_operators::ranking::draws::Draws;
+use ictflow_operators::ranking::tables::Rows;
 use ictflow_schemas::dataset::Dataset;
 use ictflow_schemas::embedding::{Embedding, EmbeddingStatus};
 use ictflow_schemas::framing::text_digest;
@@ -74,6 +80,21 @@ pub fn data() -> Dataset {
 pub fn prepared(protocol: Protocol) -> Prepared {
     let cache = tempfile::tempdir().unwrap();
     Prepared::of(data(), protocol, &mut Hashed::new(16), cache.path()).unwrap()
+}
+
+/// A short training of a small ranker on it.
+pub fn training(arm: &str, item_rows: usize, out: std::path::PathBuf) -> train::Options {
+    train::Options {
+        backbone: backbones::Kind::DeepFm,
+        arm: Arm::named(arm).unwrap(),
+        sizes: Sizes { width: 8, hidden: vec![16], ..Sizes::default() },
+        training: Training { batch: 64, epochs: 4, ..Training::default() },
+        seed: 1,
+        rows: Rows { user: 64, item: item_rows, creator: 16, category: 16 },
+        out,
+        restart: false,
+        told: train::Told::default(),
+    }
 }
 
 /// The record on `embeddings` of a text, by the encoder of [`prepared`].

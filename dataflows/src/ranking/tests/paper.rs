@@ -29,7 +29,7 @@ fn named(names: &[&str]) -> Vec<Arm> {
 fn cots(prepared: &Prepared, arms: &[Arm], log: Option<&Path>) -> Result<Cots> {
     let cache = tempfile::tempdir().unwrap();
     let log = log.map(CotLog::read).transpose()?;
-    Cots::of(prepared, arms, log.as_ref(), &mut Hashed::new(16), cache.path())
+    Cots::of(prepared, arms, log.as_ref(), false, (&mut Hashed::new(16), cache.path()))
 }
 
 /// The demonstrations of an arm with the template's CoTs, whatever kind it asks for; `None` for one without.
