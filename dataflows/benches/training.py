@@ -34,8 +34,7 @@ class Net(nn.Sequential):
 
 
 def pooled(table, ids):
-    there = (ids != 0).float().unsqueeze(2)
-    return (table(ids) * there).sum(1) / there.sum(1).clamp(min=1.0)
+    return F.embedding_bag(ids, table.weight, mode="mean", padding_idx=0)
 
 
 class Attention(nn.Module):
@@ -145,8 +144,7 @@ def data(scalars, vector):
 
 def batch_of(at, items, columns, neighbours):
     slots, history = columns["slot"][at], columns["history"][at]
-    there = (history != 0).float()
-    text = torch.einsum("bt,btd->bd", there, items["text"][history]) / there.sum(1, keepdim=True).clamp(min=1.0)
+    text = F.embedding_bag(history, items["text"], mode="mean", padding_idx=0)
     return dict(
         ids=dict(
             user=columns["user"][at],
