@@ -26,7 +26,7 @@ impl Kind {
 
 /// The nodes: id, label, what is counted, kind, column, row. They stand as in the module doc of the
 /// dataflow's assembly.
-const NODES: [(&str, &str, &str, Kind, u32, u32); 17] = [
+const NODES: [(&str, &str, &str, Kind, u32, u32); 18] = [
     ("interactions", "interactions", "records", Kind::Topic, 0, 0),
     ("candidates", "candidates", "records", Kind::Topic, 1, 0),
     ("items", "items", "records", Kind::Topic, 3, 0),
@@ -37,6 +37,7 @@ const NODES: [(&str, &str, &str, Kind, u32, u32); 17] = [
     ("eligible", "eligible", "CoTs wanted", Kind::Operator, 0, 3),
     ("generate", "LLM", "calls", Kind::Outside, 0, 4),
     ("cot", "cot", "answered", Kind::Topic, 0, 5),
+    ("neighbours", "neighbours", "examples read", Kind::Operator, 0, 6),
     ("texts", "texts", "to embed", Kind::Operator, 3, 2),
     ("encoder", "encoder", "embedded", Kind::Outside, 3, 3),
     ("embeddings", "embeddings", "records", Kind::Topic, 3, 4),
@@ -52,7 +53,7 @@ const PITCH_X: u32 = 108;
 const PITCH_Y: u32 = 66;
 
 fn left(column: u32) -> u32 {
-    4 + PITCH_X * column
+    14 + PITCH_X * column
 }
 
 fn top(row: u32) -> u32 {
@@ -85,7 +86,7 @@ pub fn ids() -> impl Iterator<Item = &'static str> {
 
 /// The drawing. The figure of node `x` is the text with the id `v-x`, what stands beside it `r-x`.
 pub fn svg(shown: impl Fn(&str) -> Shown) -> String {
-    let (width, height) = (left(3) + WIDTH + 12, top(7) - 14);
+    let (width, height) = (left(3) + WIDTH + 12, top(7) - 6);
     let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"graph\" viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"the dataflow\">"
     );
@@ -140,6 +141,10 @@ fn edges() -> Vec<String> {
     edges.push(format!("M{} {}H{}V{}", left(3), middle(4), left(2) + WIDTH - 16, top(5)));
     let edge = left(3) + WIDTH;
     edges.push(format!("M{edge} {}H{}V{}H{edge}", middle(4), edge + 8, middle(1)));
+    // Examples, to neighbours; these, to the ICT.
+    edges.push(format!("M{} {}H{}V{}H{}", left(0), middle(2), left(0) - 9, middle(6), left(0)));
+    let (below, center) = (top(6) + HEIGHT, |column: u32| left(column) + WIDTH / 2);
+    edges.push(format!("M{} {below}V{}H{}V{below}", center(0), below + 9, center(2)));
     // Demonstrations, to retrieval.
     edges.push(format!(
         "M{} {}V{}H{}V{}",

@@ -43,7 +43,7 @@ function graph(now, s) {
     eligible: x.cot.wanted, generate: x.cot.attempts, cot: x.cot.answered,
     texts: (x.queues.find(y => y.queue === "embed") || {}).depth, encoder: x.totals.embeddings,
     demonstrations: x.live.demonstrations, retrieval: x.live.features_full, ict: x.live.features,
-    features: x.totals.features,
+    features: x.totals.features, neighbours: x.totals.examples,
   });
   const flows = ["interactions", "candidates", "items", "embeddings", "examples", "generate", "encoder", "features"];
   const values = figures(s), old = before && before.taken < s.taken_at ? before : null;

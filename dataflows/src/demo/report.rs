@@ -109,7 +109,7 @@ fn node(id: &str, summary: &Summary) -> graph::Shown {
         "history" => u64::try_from(summary.history_users).unwrap_or(0),
         "pairs" => summary.pairs_live as u64,
         "catalog" => summary.items as u64,
-        "examples" => u64::try_from(summary.examples).unwrap_or(0),
+        "examples" | "neighbours" => u64::try_from(summary.examples).unwrap_or(0),
         "eligible" => summary.wanted as u64,
         "generate" => summary.attempts,
         "cot" => summary.answered as u64,
