@@ -20,7 +20,7 @@ help:
 	@echo "make evaluate-quick  a small cut of it: 200 users, six arms, two rankers, CoTs by the local LLM (about 10 minutes after the build)"
 	@echo "make test        lints, unit tests, the end-to-end suite on a real Kafka, the oracle's own tests"
 	@echo "make chaos       the fault tests in their long form, seeds printed (SEED=n repeats one)"
-	@echo "make bench       throughput, latency, memory, models and commits, with their spread (BENCH=\"--quick\": 5 minutes)"
+	@echo "make bench       throughput, latency, memory, models and commits, with their spread (BENCH=\"--quick\": small sizes, a quarter of an hour or so)"
 	@echo "make weights     trains the small rankers and the ICT weights of deploy/weights anew (build again to have them in the program)"
 	@echo "make build       the binary, target/release/ictflow"
 	@echo "make doc         the code's documentation"

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! make bench                                  everything
-//! make bench BENCH="--quick"                  small sizes, about five minutes
+//! make bench BENCH="--quick"                  small sizes, a quarter of an hour or so
 //! make bench BENCH="--only ict --only commit" some sections
 //! make bench BENCH="--kafka HOST:PORT"        commits and the cost of exactly-once on a real Kafka too
 //! ```
