@@ -4,12 +4,16 @@
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Storage, Tensor, bail};
 
-/// y = W x for rows x [N, inputs]; W is [outputs, inputs].
+/// y = W x + b for rows x [N, inputs]; W is [outputs, inputs].
 ///
 /// # Errors
 /// Where the widths differ.
-pub fn linear_of_frozen(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    weight.apply_op1(Frozen { x: x.detach().contiguous()? })
+pub fn linear_of_frozen(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let y = weight.apply_op1(Frozen { x: x.detach().contiguous()? })?;
+    match bias {
+        Some(bias) => y.broadcast_add(bias),
+        None => Ok(y),
+    }
 }
 
 /// W to x Wᵀ, for a constant x.

@@ -1,7 +1,8 @@
 //! The layers that backbones are built of, all of them differentiable.
 //!
 //! The tensor library's fused softmax, norms and rotary embeddings have no backward pass: gradients stop there
-//! without a word. Only plain operations are used here, and a test asks every variable for its gradient.
+//! without a word. Only plain operations are used here, and that of `frozen`, which has a
+//! backward pass of its own; a test asks every variable for its gradient.
 
 use super::RankingError;
 use super::frozen::linear_of_frozen;
@@ -334,11 +335,7 @@ impl Projection {
     /// # Errors
     /// Where the last dimension isn't `inputs`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor, RankingError> {
-        let hidden = linear_of_frozen(x, self.first.weight())?;
-        let hidden = match self.first.bias() {
-            Some(bias) => hidden.broadcast_add(bias)?,
-            None => hidden,
-        };
+        let hidden = linear_of_frozen(x, self.first.weight(), self.first.bias())?;
         self.second.forward(&hidden.relu()?)
     }
 }

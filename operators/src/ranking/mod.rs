@@ -1,7 +1,8 @@
 //! Ranking: from the ids of a sample, its scalars and its vector to the logit of a positive label.
 //!
-//! `ids` are the inputs and `tables` the embeddings, `embedding_bag` their means, `backbones` the models, `layers` and `frozen` what they are built of,
-//! `loss` and `adam` what trains them, `weights` their file, `checkpoint` that of a training under way. Everything
+//! `ids` are the inputs and `tables` the embeddings, `embedding_bag` their means, `backbones` the models, `layers`
+//! and `frozen` what they are built of, `loss` and `adam` what trains them, `weights` their file, `checkpoint` that
+//! of a training under way. Everything
 //! is drawn from a seed by name ([`random::Stream`]), so one seed gives the same weights on one machine, whatever
 //! the order of creation.
 //!

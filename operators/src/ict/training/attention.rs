@@ -109,7 +109,7 @@ impl Module {
         let constants = Tensor::stack(&[score, age, residual, &label, &label.ones_like()?], 2)?;
         let (batch, most, width) = constants.dims3()?;
         let constants = constants.reshape((batch * most, width))?;
-        let own = linear_of_frozen(&constants, &Tensor::cat(&columns, 1)?)?;
+        let own = linear_of_frozen(&constants, &Tensor::cat(&columns, 1)?, None)?;
         let own = own.reshape((batch, most, ()))?;
         let hidden = ((rows(users, user)? + rows(items, item)?)? + own)?.relu()?;
 

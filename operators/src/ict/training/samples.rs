@@ -33,7 +33,7 @@ impl Module {
     /// Where the width isn't D.
     pub fn text_token(&self, text: &Tensor) -> Result<Tensor, TrainingError> {
         let part = |part: &str| self.tensor(&format!("text.{part}"));
-        let hidden = linear_of_frozen(text, part("0.weight")?)?.broadcast_add(part("0.bias")?)?.relu()?;
+        let hidden = linear_of_frozen(text, part("0.weight")?, Some(part("0.bias")?))?.relu()?;
         Ok(linear(&hidden, part("2.weight")?, Some(part("2.bias")?))?)
     }
 
