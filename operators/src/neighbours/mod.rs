@@ -12,8 +12,10 @@
 //!
 //! **Maintained**: a label that comes, goes or becomes known, because the clock passes its time, touches
 //! just the pairs of its item and those of its user. A sketch or text that changes touches the pairs of
-//! its owner and those whose ring has it: all such changes of a sketch period come in one epoch. Of the
-//! touched pairs those are emitted that stand otherwise than before. While the clock says not to publish
+//! its owner and those whose ring has it, which an index finds: a new item that nobody has labelled touches
+//! its own pairs alone. Sketches change together, once a sketch period; besides, a label that comes late, from
+//! before the last period, changes those of its user and its item at once. Of the touched pairs those are
+//! emitted that stand otherwise than before. While the clock says not to publish
 //! only rings, sketches and items are kept; the first epoch that publishes computes every pair once. So does one
 //! whose clock names weights with another text centre.
 //!
@@ -22,7 +24,8 @@
 //! a later time of the epoch.
 //!
 //! **Memory**: rings of the worker's users and of all items, of shared examples; unit forms of all sketches
-//! and texts, shared; for a pair its two selections, a shared example and a score a neighbour.
+//! and texts, shared; an id for every example in a ring, to find the rings that a user or an item is in; for a
+//! pair its two selections, a shared example and a score a neighbour.
 
 #[cfg(test)]
 mod tests;
@@ -47,7 +50,7 @@ use ictflow_schemas::neighbour::{LabelledExample, Votes, rate_of};
 use ictflow_schemas::vector::Quantised;
 use ictflow_schemas::{Id, Millis, NO_TIME};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 /// What the operator takes.
@@ -131,6 +134,8 @@ pub struct Neighbours {
     centre: Option<(String, Quantised)>,
     /// By side: of users, of items.
     rings: [HashMap<Id, Ring>; 2],
+    /// By the side of the ring's owner: in whose rings an item is, in whose a user is.
+    holders: [HashMap<Id, BTreeSet<Id>>; 2],
     /// Rings with a label that isn't known yet.
     hidden: Wheel<(Side, Id)>,
     /// By side: of users, of items.
@@ -153,6 +158,7 @@ impl Neighbours {
             centre_of,
             centre: None,
             rings: Default::default(),
+            holders: Default::default(),
             hidden: Wheel::default(),
             sketches: Default::default(),
             items: HashMap::new(),
@@ -251,12 +257,23 @@ impl Neighbours {
         touched: &mut Touched,
     ) {
         let (owner, time) = (side.owner(&label).clone(), label.label_time);
-        let rings = &mut self.rings[side as usize];
-        let ring = rings.entry(owner.clone()).or_default();
-        let changed = if diff > 0 { ring.insert(label) } else { ring.remove(&label) };
-        ring.forget(self.neighbourhood.ring + SPARE, finality(&self.semantics, clock));
+        let ring = self.rings[side as usize].entry(owner.clone()).or_default();
+        let holders = &mut self.holders[side as usize];
+        let changed = if diff > 0 {
+            let changed = ring.insert(label.clone());
+            if changed {
+                hold(holders, side, &label);
+            }
+            changed
+        } else {
+            let changed = ring.remove(&label);
+            release(holders, side, ring, [label]);
+            changed
+        };
+        let gone = ring.forget(self.neighbourhood.ring + SPARE, finality(&self.semantics, clock));
+        release(holders, side, ring, gone);
         if ring.is_empty() {
-            rings.remove(&owner);
+            self.rings[side as usize].remove(&owner);
         }
         if changed && time >= self.now {
             self.hidden.register(time, (side, owner));
@@ -277,8 +294,13 @@ impl Neighbours {
             self.hidden.register(label.label_time, (Side::Item, item.clone()));
         }
         let ring = self.rings[Side::Item as usize].entry(item.clone()).or_default();
+        let holders = &mut self.holders[Side::Item as usize];
+        for label in &labels {
+            hold(holders, Side::Item, label);
+        }
         ring.refill(labels);
-        ring.forget(self.neighbourhood.ring + SPARE, finality(&self.semantics, clock));
+        let gone = ring.forget(self.neighbourhood.ring + SPARE, finality(&self.semantics, clock));
+        release(holders, Side::Item, ring, gone);
         touched.rings.insert((Side::Item, item));
     }
 
@@ -324,16 +346,17 @@ impl Neighbours {
     fn pairs_of(&self, touched: Touched) -> BTreeSet<(Id, Id)> {
         let Touched { mut pairs, rings, likeness } = touched;
         let mut keys = rings;
-        if !likeness.is_empty() {
-            // Who has one of them in the ring. No index: they change together, once a sketch period.
-            let user = |label: &Arc<LabelledExample>| likeness.contains(&(Side::User, label.user.clone()));
-            let item = |label: &Arc<LabelledExample>| likeness.contains(&(Side::Item, label.item.clone()));
-            let by_item = self.users_of.keys().filter(|id| self.seen(Side::Item, id).iter().any(user));
-            let by_user = self.pairs.keys().filter(|id| self.seen(Side::User, id).iter().any(item));
-            keys.extend(by_item.map(|id| (Side::Item, id.clone())));
-            keys.extend(by_user.map(|id| (Side::User, id.clone())));
-            keys.extend(likeness);
+        for side in [Side::User, Side::Item] {
+            let compared = |label: &Arc<LabelledExample>| {
+                likeness.contains(&(side.opposite(), side.opposite().owner(label).clone()))
+            };
+            // What is in the ring may not be seen yet, or not any more.
+            let has = |id: &&Id| self.has_pairs(side, id) && self.seen(side, id).iter().any(compared);
+            keys.extend(
+                self.holders_of(side, &likeness).into_iter().filter(has).map(|id| (side, id.clone())),
+            );
         }
+        keys.extend(likeness);
         for (side, id) in keys {
             match side {
                 Side::User => {
@@ -348,6 +371,19 @@ impl Neighbours {
         }
         pairs.retain(|(user, item)| self.pairs.get(user).is_some_and(|items| items.contains_key(item)));
         pairs
+    }
+
+    /// The owners on a side in whose rings any of those stand that are compared by something else.
+    fn holders_of(&self, side: Side, likeness: &BTreeSet<(Side, Id)>) -> HashSet<&Id> {
+        let held = likeness.iter().filter(|(of, _)| *of == side.opposite());
+        held.filter_map(|(_, id)| self.holders[side as usize].get(id)).flatten().collect()
+    }
+
+    fn has_pairs(&self, side: Side, id: &Id) -> bool {
+        match side {
+            Side::User => self.pairs.contains_key(id),
+            Side::Item => self.users_of.contains_key(id),
+        }
     }
 
     /// What the ring of a key shows now.
@@ -384,6 +420,33 @@ impl Neighbours {
             let sources = Arc::new(sources);
             *emitted = Some(sources.clone());
             out.push((Output::Pair(NeighbourUpdate { user, item, sources: Some(sources) }), 1));
+        }
+    }
+}
+
+/// Notes that an example is in the ring of its owner.
+fn hold(holders: &mut HashMap<Id, BTreeSet<Id>>, side: Side, label: &LabelledExample) {
+    let held = side.opposite().owner(label).clone();
+    holders.entry(held).or_default().insert(side.owner(label).clone());
+}
+
+/// Notes that examples have left the ring of their owner, which may have others of the same user and item.
+fn release(
+    holders: &mut HashMap<Id, BTreeSet<Id>>,
+    side: Side,
+    ring: &Ring,
+    gone: impl IntoIterator<Item = Arc<LabelledExample>>,
+) {
+    for label in gone {
+        let held = side.opposite().owner(&label);
+        if ring.kept().iter().any(|kept| side.opposite().owner(kept) == held) {
+            continue;
+        }
+        if let Some(owners) = holders.get_mut(held) {
+            owners.remove(side.owner(&label));
+            if owners.is_empty() {
+                holders.remove(held);
+            }
         }
     }
 }

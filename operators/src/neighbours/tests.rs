@@ -162,6 +162,19 @@ impl World {
         self.epoch(&labels, inputs);
     }
 
+    /// By the side of the ring's owner, in whose rings each item and each user is.
+    fn held(&self) -> [HashMap<Id, BTreeSet<Id>>; 2] {
+        [Side::User, Side::Item].map(|side| {
+            let mut held: HashMap<Id, BTreeSet<Id>> = HashMap::new();
+            for (owner, ring) in &self.neighbours.rings[side as usize] {
+                for label in ring.kept() {
+                    held.entry(side.opposite().owner(label).clone()).or_default().insert(owner.clone());
+                }
+            }
+            held
+        })
+    }
+
     /// Every pair as training would see it now.
     fn replayed(&self) -> BTreeMap<(Id, Id), Arc<Sources>> {
         let vector = |(id, item): (&Id, &Item)| Some((id.clone(), item.vector.as_ref()?.vector.clone()));
@@ -187,6 +200,7 @@ fn the_view_is_what_training_sees_at_the_event_clock() {
             world.change();
             let replayed = world.replayed();
             assert_eq!(world.seen, replayed, "seed {seed}, epoch {epoch}");
+            assert_eq!(world.neighbours.holders, world.held(), "seed {seed}, epoch {epoch}");
             neighbours += replayed.values().map(|s| s.same_item.len() as i64).sum::<i64>();
         }
     }
@@ -220,6 +234,35 @@ fn a_label_touches_only_the_pairs_of_its_item_and_its_user() {
     // of them in the ring.
     world.now = 1_000;
     assert_eq!(world.epoch(&[], Changes::new()), 36);
+    // A label of before the period, come late: 19 of its own, and as its sketches change at once those of the
+    // rings with its user or its item, here none but its own.
+    assert_eq!(world.epoch(&[(labelled("u7", "i8", 30, 30, 5), 1)], Changes::new()), 19);
+    // The user stands in the ring of i4 by now, so what is compared there changes too.
+    assert_eq!(world.epoch(&[(labelled("u3", "i9", 31, 31, 6), 1)], Changes::new()), 28);
+}
+
+/// What a catalog with many new items is like: their texts come while others' pairs stand.
+#[test]
+fn a_text_touches_the_pairs_of_its_item_and_of_those_who_have_it_in_the_ring() {
+    let mut world = World::new(1, 1_000);
+    let mut inputs = Changes::new();
+    for user in 0..10 {
+        for item in 0..10 {
+            inputs.push((Input::Pair((format!("u{user}").into(), format!("i{item}").into())), 1));
+        }
+    }
+    world.now = 20;
+    world.epoch(&[(labelled("u3", "i4", 12, 12, 0), 1), (labelled("u3", "new", 13, 13, 1), 1)], inputs);
+    let text = |id: &str| -> Changes<Input> {
+        let text = text_digest(id);
+        let vector = Some(ItemVector { text, vector: [9, 2, 1].into() });
+        let state = ItemState { text, creator: None, categories: vec![], vector };
+        vec![(Input::Item(0, (id.into(), Arc::new(state))), 1)]
+    };
+    assert_eq!(world.epoch(&[], text("unknown")), 0);
+    assert_eq!(world.epoch(&[], text("i5")), 10);
+    assert_eq!(world.epoch(&[], text("i4")), 19);
+    assert_eq!(world.epoch(&[], text("new")), 10);
 }
 
 #[test]

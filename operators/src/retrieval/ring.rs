@@ -59,16 +59,23 @@ impl Ring {
         &self.kept[end.saturating_sub(length)..end]
     }
 
-    /// Lets go of all that is older than the `keep`-th newest final example; one is kept in any case.
-    pub fn forget(&mut self, keep: usize, is_final: impl Fn(&LabelledExample) -> bool) {
+    /// Lets go of all that is older than the `keep`-th newest final example; one is kept in any case. Gives
+    /// what was let go of, oldest first.
+    pub fn forget(
+        &mut self,
+        keep: usize,
+        is_final: impl Fn(&LabelledExample) -> bool,
+    ) -> Vec<Arc<LabelledExample>> {
         if self.kept.len() <= keep {
-            return;
+            return Vec::new();
         }
         let mut finals = self.kept.iter().enumerate().rev().filter(|(_, example)| is_final(example));
         let oldest = finals.nth(keep.saturating_sub(1)).map_or(0, |(place, _)| place);
-        if let Some(last) = self.kept.drain(..oldest).next_back() {
-            self.forgotten = Some(last);
+        let gone: Vec<_> = self.kept.drain(..oldest).collect();
+        if let Some(last) = gone.last() {
+            self.forgotten = Some(last.clone());
         }
+        gone
     }
 
     /// Whether [`Ring::before`] may come to miss examples that were let go of: there are some, and fewer

@@ -41,11 +41,11 @@ impl Side {
         }
     }
 
-    /// Whose signs it adds there.
-    fn other(self, example: &LabelledExample) -> &Id {
+    /// The other side.
+    pub fn opposite(self) -> Self {
         match self {
-            Side::User => &example.item,
-            Side::Item => &example.user,
+            Side::User => Side::Item,
+            Side::Item => Side::User,
         }
     }
 
@@ -127,7 +127,7 @@ impl Sketches {
     /// Takes an example in, or back where `diff` is negative. Notes the owner in `changed` where the
     /// effective sum may differ.
     pub fn change(&mut self, example: &LabelledExample, diff: isize, changed: &mut BTreeSet<Id>) {
-        let (owner, other) = (self.side.owner(example), self.side.other(example));
+        let (owner, other) = (self.side.owner(example), self.side.opposite().owner(example));
         let count = diff as i64;
         let labels = Labels { count, positives: count * i64::from(example.label()) };
         if example.label_time < self.boundary {
