@@ -1,6 +1,7 @@
 //! Items of the catalog and the normalised text that prompts and embeddings use.
 
 use crate::Millis;
+use crate::limits::CATEGORIES;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use unicode_normalization::UnicodeNormalization;
@@ -82,13 +83,17 @@ impl Item {
         self.creator.as_deref().map(normalise).filter(|creator| !creator.is_empty())
     }
 
-    /// The category ids: the normalised values in their order, empty ones and repeats left out.
+    /// The category ids: the first [`CATEGORIES`] of the normalised values in their order, empty ones and repeats
+    /// left out. A ranker reads them as lists of one length, that of the item with the most; so it has a limit.
     pub fn category_ids(&self) -> Vec<String> {
         let mut ids = Vec::new();
         for category in &self.categories {
             let id = normalise(category);
             if !id.is_empty() && !ids.contains(&id) {
                 ids.push(id);
+            }
+            if ids.len() == CATEGORIES {
+                break;
             }
         }
         ids

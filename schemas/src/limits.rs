@@ -25,6 +25,8 @@ pub const LEAST_RECORD_BYTES: usize = 1_024;
 pub const RECORD_BYTES: usize = 64 << 20;
 /// The greatest `max_id_bytes`.
 pub const ID_BYTES: usize = 1_024;
+/// The most categories of an item that count as ids; its text has them all.
+pub const CATEGORIES: usize = 64;
 /// The most kinds.
 pub const KINDS: usize = 64;
 /// The longest name of a kind, bytes.

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use ictflow_schemas::item::{Item, ItemText, normalise};
+use ictflow_schemas::limits::CATEGORIES;
 use proptest::prelude::*;
 
 /// Arbitrary text, and what normalising meets at its edges: blanks and controls of all sorts between
@@ -39,6 +40,18 @@ fn item() -> impl Strategy<Value = Item> {
             ..Item::default()
         },
     )
+}
+
+/// A record may be 16 MiB of names; a ranker lays out as many as the item with the most has.
+#[test]
+fn the_first_categories_count_as_ids_and_the_text_has_all() {
+    let name = |n: usize| format!("c{n}");
+    let item = Item {
+        categories: (0..10_000).flat_map(|n| [name(n), format!(" {} ", name(n)), String::new()]).collect(),
+        ..Item::default()
+    };
+    assert_eq!(item.category_ids(), (0..CATEGORIES).map(name).collect::<Vec<_>>());
+    assert!(item.text().contains("c9999"));
 }
 
 proptest! {

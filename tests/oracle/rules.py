@@ -35,6 +35,7 @@ HEX64 = re.compile(r"[0-9a-f]{64}\Z")
 EARLIEST = -2_208_988_800_000
 LATEST = 7_258_118_400_000
 
+CATEGORIES = 64
 MINUTE = 60_000
 DAY = 24 * 60 * MINUTE
 
@@ -478,7 +479,7 @@ class World:
             if item.exists:
                 item.creator = normalise(item.record["creator"] or "") or None
                 named = (normalise(name) for name in item.record["categories"])
-                item.categories = [name for name in dict.fromkeys(named) if name]
+                item.categories = [name for name in dict.fromkeys(named) if name][:CATEGORIES]
                 if len(item.categories) < len(item.record["categories"]):
                     self.hits["repeated_or_empty_category"] += 1
 
