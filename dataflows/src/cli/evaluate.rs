@@ -25,7 +25,7 @@ use std::path::PathBuf;
         strong+rate      strong, and the item's plain like-rate and count of labels, without similarity\n  \
         votes            strong, and the votes of neighbours on the same item and of the same user\n  \
         votes-recent     as votes, of the most recent neighbours in the place of the most similar\n  \
-        votes-permuted   as votes, with labels that changed places: a control, it must gain nothing\n  \
+        votes-permuted   as votes, with labels that changed places and counts that stay: a control, it must lose the gain\n  \
         attention        strong, and the attention vector over neighbours\n  \
         attention+votes  strong, votes and the attention vector\n  \
         decoder-CoT      strong, and the paper's decoder over demonstrations, with one of these CoTs\n  \
@@ -62,6 +62,9 @@ pub(super) struct Arguments {
     /// The log of CoTs that `ictflow cots` made: JSON Lines of a key and a record of the topic cot.
     #[arg(long, value_name = "FILE")]
     cots: Option<PathBuf>,
+    /// The LLM whose texts of that log count; needed where it has those of several.
+    #[arg(long, value_name = "NAME", requires = "cots")]
+    cots_model: Option<String>,
     /// Choose demonstrations by the published rule, to compare with the paper: an example may be its own, and those
     /// of other users may be later. Figures of decoder-CoT and paper-CoT then look into the future.
     #[arg(long)]
@@ -92,7 +95,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let mut encoder = data_set.encoder()?;
     let vectors = models().join("vectors");
     let prepared = Prepared::read(&source, &mut *encoder, &vectors)?;
-    let log = arguments.cots.as_deref().map(CotLog::read).transpose()?;
+    let of_model = |log: CotLog| log.of_model(arguments.cots_model.as_deref());
+    let log = arguments.cots.as_deref().map(|path| CotLog::read(path).and_then(of_model)).transpose()?;
     let cache = vectors.join("cots");
     let cots = Cots::of(&prepared, &arms, log.as_ref(), arguments.paper_compat, (&mut *encoder, &cache))?;
     drop(encoder);

@@ -20,10 +20,13 @@ use ictflow_schemas::Millis;
 use ictflow_schemas::cot::{CotRecord, CotStatus, PromptView, parse_topic_key};
 use ictflow_schemas::framing::Digest;
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{File, TryLockError};
 use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+
+/// The model's name of template texts, which no LLM wrote.
+pub const TEMPLATE: &str = "template";
 
 /// Lines after which the file is brought to the disk.
 pub const SYNC_EVERY: usize = 16;
@@ -265,6 +268,39 @@ impl CotLog {
         &self.versions
     }
 
+    /// The same log with the answers of one LLM alone, those of the template left out: of the model that is named, or
+    /// of the only one that has texts.
+    ///
+    /// # Errors
+    /// `Fatal` where the named model has no text here, or several have and none is named.
+    pub fn of_model(mut self, name: Option<&str>) -> Result<Self> {
+        let mut texts: BTreeMap<&str, usize> = BTreeMap::new();
+        for answer in self.answers.values().filter(|answer| answer.text.is_some()) {
+            *texts.entry(&self.versions[answer.version].llm_model).or_default() += 1;
+        }
+        texts.remove(TEMPLATE);
+        let all = texts.iter().map(|(model, texts)| format!("{model} ({texts} texts)")).collect::<Vec<_>>();
+        let failed = |problem: String, hint: &'static str| {
+            Err(Error::fatal(format!("choose the LLM of {}", self.path.display()), problem, hint))
+        };
+        let model = match (name, texts.keys().next()) {
+            (Some(name), _) if texts.contains_key(name) => name.to_owned(),
+            (Some(name), _) => {
+                let has = if all.is_empty() { "none of any LLM".to_owned() } else { all.join(", ") };
+                return failed(format!("it has no text of {name:?}, it has {has}"), "name one of these");
+            }
+            (None, Some(_)) if texts.len() > 1 => {
+                let hint = "name the one that counts by --cots-model";
+                return failed(format!("it has texts of several models: {}", all.join(", ")), hint);
+            }
+            (None, Some(only)) => (*only).to_owned(),
+            (None, None) => return Ok(self),
+        };
+        let versions = &self.versions;
+        self.answers.retain(|_, answer| versions[answer.version].llm_model == model);
+        Ok(self)
+    }
+
     /// The version with the most texts, of those that the filter passes; of several the one that came first.
     pub fn most(&self, passes: impl Fn(&Version) -> bool) -> Option<&Version> {
         let mut counts = vec![0_usize; self.versions.len()];
@@ -336,6 +372,36 @@ mod tests {
             assert_eq!(log.most(|version| version.label_free), Some(&log.versions()[1]));
             assert_eq!(log.most(|version| version.llm_model == "none"), None);
         }
+    }
+
+    #[test]
+    fn a_log_of_several_models_needs_one_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("d.jsonl");
+        let mut log = CotLog::open(&path).unwrap();
+        let of = |model: &str, record: CotRecord| CotRecord { llm_model: model.into(), ..record };
+        let [a, b, c] = ["a", "b", "c"].map(text_digest);
+        log.append(&a, &ok("of m")).unwrap();
+        log.append(&c, &of(TEMPLATE, ok("of the template"))).unwrap();
+        log.append(&text_digest("d"), &of("broken", failed())).unwrap();
+        log.sync().unwrap();
+        let chosen = |name: Option<&str>| CotLog::read(&path).unwrap().of_model(name);
+        // Neither the template nor a model without a text makes a choice.
+        let only = chosen(None).unwrap();
+        assert_eq!((only.text(&a), only.text(&c)), (Some("of m"), None));
+        log.append(&b, &of("larger", ok("of larger"))).unwrap();
+        log.sync().unwrap();
+        let several = chosen(None).unwrap_err().to_string();
+        assert!(
+            several.contains("larger (1 texts), m (1 texts)") && several.contains("--cots-model"),
+            "{several}"
+        );
+        let larger = chosen(Some("larger")).unwrap();
+        assert_eq!((larger.text(&a), larger.text(&b)), (None, Some("of larger")));
+        assert_eq!(larger.most(|_| true).map(|version| &*version.llm_model), Some("larger"));
+        let none = chosen(Some("broken")).unwrap_err().to_string();
+        assert!(none.contains("no text of \"broken\"") && none.contains("m (1 texts)"), "{none}");
+        assert!(CotLog::read(&folder.path().join("none")).unwrap().of_model(None).is_ok());
     }
 
     #[test]

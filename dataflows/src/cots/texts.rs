@@ -3,7 +3,7 @@
 //! All are functions of the log and the data set: nothing is asked, drawn or timed.
 
 use super::examples::Examples;
-use super::log::{CotLog, Version};
+use super::log::{CotLog, TEMPLATE, Version};
 use crate::ranking::dataset::Prepared;
 use ictflow_connectors::Result;
 use ictflow_connectors::llm::Generate;
@@ -11,9 +11,6 @@ use ictflow_connectors::llm::prompt::Prompt;
 use ictflow_connectors::llm::template::Template;
 use serde::Serialize;
 use std::borrow::Cow;
-
-/// The model's name of template texts.
-const TEMPLATE: &str = "template";
 
 /// Which texts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -46,8 +43,8 @@ impl Variant {
 /// The texts of a variant, one entry a training sample, in the order of [`Prepared::split`]'s training part. `None`
 /// where there is none: not asked yet, failed, or none that may be asked.
 ///
-/// Where the log has answers of several models or prompts those of the one with the most texts count; [`texts_by`]
-/// takes any other.
+/// Where the log has answers of several models or prompts those of the one with the most texts count:
+/// [`CotLog::of_model`] leaves those of one model, [`texts_by`] takes any version.
 ///
 /// # Errors
 /// None that a caller could cause.

@@ -32,6 +32,8 @@ pub struct PoolFigures {
     pub demonstrations: usize,
     /// Those of them that an LLM explained with the label.
     pub explained: usize,
+    /// Which LLM and prompt; none where no text is of an LLM.
+    pub explained_by: Option<String>,
     /// Tokens that the LLM read for these.
     pub tokens_in: i64,
     /// Tokens that it wrote for these.
@@ -116,6 +118,7 @@ impl Cots {
         }
         let mut figures = PoolFigures { demonstrations, paper_compat, ..PoolFigures::default() };
         if let Some((log, version)) = log.and_then(|log| Some((log, version_of(log, false)?))) {
+            figures.explained_by = Some(format!("{}, prompt {}", version.llm_model, version.prompt_version));
             for place in (0..).zip(&pool).filter_map(|(place, pooled)| pooled.then_some(place)) {
                 let Some(answer) = log.get(&version.key(&examples.view(place, false))) else { continue };
                 figures.explained += 1;

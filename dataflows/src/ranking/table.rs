@@ -26,10 +26,12 @@ pub fn text(report: &Report) -> String {
     );
     let _ = writeln!(text, "trained on: {}", report.machines.join("; "));
     if let Some(pool) = &report.pool {
-        let PoolFigures { demonstrations, explained, tokens_in, tokens_out, paper_compat } = pool;
+        let PoolFigures { demonstrations, explained, explained_by, tokens_in, tokens_out, paper_compat } =
+            pool;
+        let by = explained_by.as_ref().map(|by| format!(": {by}")).unwrap_or_default();
         let _ = writeln!(
             text,
-            "demonstrations: {demonstrations}, of them explained by an LLM: {explained} ({tokens_in} tokens read, {tokens_out} written)"
+            "demonstrations: {demonstrations}, of them explained by an LLM{by}: {explained} ({tokens_in} tokens read, {tokens_out} written)"
         );
         if *paper_compat {
             let _ = writeln!(
