@@ -43,7 +43,6 @@ use ictflow_schemas::{Id, Millis};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 /// The job's name.
 const JOB: &str = "streamed";
@@ -121,7 +120,8 @@ pub fn streamed(
         let mut records = std::mem::take(&mut outcomes);
         records.extend(second.iter().map(|sample| shown(&prepared.data, &rows[sample.row as usize])));
         producer.append(records)?;
-        while job.step(Duration::from_secs(1))?.epoch.is_none() {}
+        // A moment with more events than an epoch takes has several.
+        job.run_until_idle(|_| {})?;
         subscription.catch_up()?;
         let ids = (prepared.data.users().ids(), prepared.data.items().ids());
         let events: Vec<Labelled<'_>> = second

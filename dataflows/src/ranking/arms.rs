@@ -16,7 +16,8 @@
 //!
 //! `strong` is the fair baseline: a module that sees labels must not be credited with what the user's own
 //! labels say already. `strong+rate` tells how much of the votes' gain is the item's plain like-rate, for which
-//! nobody has to be similar to anybody. `votes-permuted` is a control that must fall back to `strong`.
+//! nobody has to be similar to anybody. `votes-permuted` is a control: labels change places, but the two counts among
+//! the votes stay true, so what is left of the gain is that of knowing how much an item and a user are rated.
 //!
 //! `paper` is what was published: a backbone of ids alone, which meets texts and labels only in the vector;
 //! `decoder` the same vector over the fair baseline. Behind either stands what the demonstrations' CoTs are:

@@ -7,7 +7,7 @@
 
 use super::arms::Arm;
 use super::dataset::Part;
-use super::model::{Model, ModelError};
+use super::model::{Model, ModelError, forget_unknown};
 use super::progress::Progress;
 use super::tensors::{Batch, Columns, Retrieved, scores};
 use candle_core::Tensor;
@@ -419,6 +419,7 @@ fn take_step(
     let batch = material.batch(samples, model.arm())?;
     let loss = model.loss(&batch, &mut Phase::Training(Masks::new(seed, step)), training.reconstruction)?;
     adam.step(&model.variables, &loss.backward()?)?;
+    forget_unknown(&model.variables)?;
     Ok(f64::from(loss.to_scalar::<f32>()?))
 }
 

@@ -202,12 +202,16 @@ fn rescale(variables: &Variables, deviation: f64) -> Result<(), ModelError> {
 }
 
 /// Sets the last row of every table to zeros: that of ids which training doesn't know. No training sample names
-/// it, so it stays.
-fn forget_unknown(variables: &Variables) -> Result<(), ModelError> {
+/// it; but its neighbours may, where a part isn't later than another, and give it a gradient. So a training does
+/// this after each step; where the row is zeros already nothing is copied.
+pub(super) fn forget_unknown(variables: &Variables) -> Result<(), ModelError> {
     for table in variables.iter().filter(|variable| variable.role == Role::Table) {
         let last = table.var.dim(0)? - 1;
-        let known = table.var.narrow(0, 0, last)?;
-        table.var.set(&Tensor::cat(&[&known, &table.var.narrow(0, last, 1)?.zeros_like()?], 0)?)?;
+        let unknown = table.var.narrow(0, last, 1)?;
+        if unknown.flatten_all()?.to_vec1::<f32>()?.iter().any(|x| *x != 0.0) {
+            let known = table.var.narrow(0, 0, last)?;
+            table.var.set(&Tensor::cat(&[&known, &unknown.zeros_like()?], 0)?)?;
+        }
     }
     Ok(())
 }

@@ -1,17 +1,21 @@
 //! Batches are what their samples are, and every variable is trained.
 
 use super::super::arms::{ARMS, Arm};
-use super::super::dataset::{Part, Protocol};
+use super::super::dataset::{Part, Prepared, Protocol};
 use super::super::delay::Delay;
+use super::super::fit::{Material, Training, fit};
 use super::super::model::{Model, Sizes};
 use super::super::neighbours::{Neighbours, Selecting};
 use super::super::tensors::{Columns, NeighbourColumns, Retrieved, Vocabularies};
 use super::super::world;
 use super::paper::templates;
-use super::tensors;
+use super::{TRAINING, tensors};
+use ictflow_connectors::encoder::hashed::Hashed;
 use ictflow_operators::ict::{MAX_NEIGHBOURS, count_scalar};
 use ictflow_operators::ranking::backbones::Kind;
 use ictflow_operators::ranking::layers::{Masks, Phase};
+use ictflow_operators::ranking::variables::Role;
+use ictflow_schemas::history::Label;
 use ictflow_schemas::vector::VectorSum;
 
 #[test]
@@ -143,6 +147,46 @@ fn every_variable_gets_a_gradient() {
             let size = gradient.map(|g| g.abs().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap());
             assert!(size.is_some_and(|size| size > 0.0), "{}: {} has {size:?}", arm.name, variable.name);
         }
+    }
+}
+
+/// Left out one by one, a sample of training may have a neighbour that only the test names, whose row a step's
+/// gradient reaches. What is new must stay zeros all the same: the file that serving reads has no such row.
+#[test]
+fn ids_that_training_does_not_name_stay_zeros_though_neighbours_do() {
+    let mut data = world::data();
+    let begin = data.rows()[0].time;
+    for n in 0..8 {
+        // The earlier engagement is the history of the later one, which is the test's.
+        for (item, time) in [(n, begin + 1), (n + 8, begin + 2)] {
+            let user = format!("lonely{n}");
+            data.add_row(&user, &format!("i{item}"), time, Label::Positive, true).unwrap();
+        }
+    }
+    data.sort();
+    let cache = tempfile::tempdir().unwrap();
+    let prepared = Prepared::of(data, Protocol::LeaveOneOut, &mut Hashed::new(16), cache.path()).unwrap();
+    let (columns, neighbours) = tensors(&prepared);
+    let arm = Arm::named("attention+votes").unwrap();
+    let train: Vec<u32> = columns.range(Part::Train).map(|sample| sample as u32).collect();
+    let batch = columns.batch(&train, &arm, retrieved(&neighbours)).unwrap();
+    let users = batch.neighbours.unwrap().0.users.to_vec1::<u32>().unwrap();
+    assert!(
+        users.contains(&(columns.rows.user as u32 - 1)),
+        "no neighbour is one that training doesn't name"
+    );
+    let model = Model::new(Kind::DeepFm, arm, &Sizes::default(), &columns, 1).unwrap();
+    let material = Material {
+        columns: &columns,
+        retrieved: retrieved(&neighbours),
+        valid_users: &prepared.users(Part::Valid),
+        valid_labels: &prepared.labels(Part::Valid),
+    };
+    fit(&model, &material, &Training { epochs: 2, ..TRAINING }, 1, "lonely").unwrap();
+    for table in model.variables.iter().filter(|variable| variable.role == Role::Table) {
+        let values = table.var.to_vec2::<f32>().unwrap();
+        assert!(values.last().unwrap().iter().all(|x| *x == 0.0), "the last row of {}", table.name);
+        assert!(values[1].iter().any(|x| *x != 0.0), "row 1 of {}", table.name);
     }
 }
 

@@ -27,9 +27,13 @@ fn named(names: &[&str]) -> Vec<Arm> {
 }
 
 fn cots(prepared: &Prepared, arms: &[Arm], log: Option<&Path>) -> Result<Cots> {
+    chosen(prepared, arms, log, false)
+}
+
+fn chosen(prepared: &Prepared, arms: &[Arm], log: Option<&Path>, paper_compat: bool) -> Result<Cots> {
     let cache = tempfile::tempdir().unwrap();
     let log = log.map(CotLog::read).transpose()?;
-    Cots::of(prepared, arms, log.as_ref(), false, (&mut Hashed::new(16), cache.path()))
+    Cots::of(prepared, arms, log.as_ref(), paper_compat, (&mut Hashed::new(16), cache.path()))
 }
 
 /// The demonstrations of an arm with the template's CoTs, whatever kind it asks for; `None` for one without.
@@ -224,6 +228,33 @@ fn demonstrations_are_of_the_pool_and_were_known_before() {
         }
         assert!(full > 500, "only {full} have all of them");
     }
+}
+
+/// The switch reaches the demonstrations, the cells' key and the table.
+#[test]
+fn the_published_rule_looks_into_the_future_and_says_so() {
+    let prepared = world::prepared(Protocol::Time);
+    let arms = named(&["strong", "paper-nocot"]);
+    let [strict, published] = [false, true].map(|compat| chosen(&prepared, &arms, None, compat).unwrap());
+    assert_eq!(strict.pool, published.pool);
+    assert_ne!(strict.digest(&arms[1]), published.digest(&arms[1]), "other demonstrations are another cell");
+    let times: Vec<i64> =
+        prepared.samples().map(|sample| prepared.data.rows()[sample.row as usize].time).collect();
+    let [own_or_later, others] = [&strict, &published].map(|cots| {
+        let found = Demonstrations::of(&prepared, cots, Delay::NONE).unwrap();
+        let picks = (0..found.samples.len()).filter(|at| found.there[*at] > 0.0);
+        picks.filter(|at| times[found.samples[*at] as usize] >= times[at / DEMONSTRATIONS]).count()
+    });
+    assert!(own_or_later == 0 && others > 100, "{own_or_later} and {others} aren't earlier");
+    let out = tempfile::tempdir().unwrap();
+    let training = Training { epochs: 1, ..TRAINING };
+    let options = Options { training, ..options(out.path(), &["strong", "paper-nocot"], 1) };
+    let told = |cots: &Cots| {
+        let text = table::text(&evaluate(&prepared, cots, &options).unwrap());
+        (text.contains("chosen by the published rule"), text)
+    };
+    assert!(!told(&strict).0 && told(&published).0);
+    assert_ne!(told(&strict).1.lines().last(), None);
 }
 
 #[test]
