@@ -23,7 +23,7 @@ use ictflow_connectors::registry::{self, Registered};
 use ictflow_connectors::snapshots::Snapshots;
 use ictflow_connectors::topics::Topics;
 use ictflow_connectors::{Error, Result};
-use ictflow_operators::ict::{Shape, Versions, Weights, untrained};
+use ictflow_operators::ict::{Kind, Shape, Versions, Weights, untrained_of};
 use ictflow_schemas::config::{Search, Semantics};
 use ictflow_schemas::topic::Topic;
 use ictflow_schemas::wire::Format;
@@ -263,6 +263,10 @@ impl Config {
         require(
             raw.ict.weights.is_none() || raw.ict.directory.is_none(),
             "ict.weights and ict.directory are both given: the file active of the directory names the weights",
+        );
+        require(
+            raw.ict.untrained.is_none() || (raw.ict.weights.is_none() && raw.ict.directory.is_none()),
+            "ict.untrained is given beside trained weights, whose file says of which kind they are",
         );
         require(
             raw.ict.shadow_topic.is_none() || raw.ict.directory.is_some(),
@@ -629,7 +633,8 @@ impl Config {
             return weights::load(path);
         }
         let path = self.state.join("untrained.safetensors");
-        let bytes = untrained(UNTRAINED_SEED, Shape { text: width, ..Shape::default() })
+        let kind = self.raw.ict.untrained.unwrap_or(Kind::Attention);
+        let bytes = untrained_of(kind, UNTRAINED_SEED, Shape { text: width, ..Shape::default() })
             .map_err(|e| Error::fatal("make untrained weights", e, "the encoder's width is out of range"))?;
         if keep {
             std::fs::write(&path, &bytes).map_err(|e| {
@@ -691,7 +696,7 @@ pub fn models() -> PathBuf {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use ictflow_operators::ict::{Kind, untrained_of};
+    use ictflow_operators::ict::untrained;
 
     fn raw(text: &str) -> Raw {
         toml::from_str(text).unwrap_or_else(|e| panic!("{e}"))
@@ -789,6 +794,16 @@ mod tests {
         for kind in [Kind::Decoder, Kind::Attention] {
             assert_eq!(load(&untrained_of(kind, 1, shape).unwrap()).unwrap().kind(), kind);
         }
+        let untrained = |text: &str| {
+            let config = Config::check(raw(text), None).unwrap();
+            let weights = config.weights(384, false).unwrap();
+            assert!(weights.version().starts_with("untrained-"));
+            weights.kind()
+        };
+        assert_eq!(untrained(""), Kind::Attention);
+        assert_eq!(untrained("[ict]\nuntrained = 'decoder'"), Kind::Decoder);
+        let both = Config::check(raw("[ict]\nuntrained = 'decoder'\nweights = 'a'"), None).unwrap_err();
+        assert!(both.to_string().contains("whose file says"), "{both}");
         let error = load(b"no weights").unwrap_err().to_string();
         assert!(error.contains("not a safetensors file"), "{error}");
     }

@@ -6,6 +6,7 @@ use crate::dead_letters::ratio::Ratio;
 use ictflow_connectors::llm::openai;
 use ictflow_connectors::{kafka, qdrant, registry, telemetry};
 use ictflow_schemas::config::Semantics;
+use ictflow_schemas::feature::VectorKind;
 use ictflow_schemas::topic::Topic;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -180,7 +181,10 @@ pub struct Ict {
     /// The topic of the vectors that the weights named by the directory's file `shadow` make; the name of features
     /// and `_shadow` by default.
     pub shadow_topic: Option<String>,
-    /// A safetensors file of `schemas/weights.md`. Without it untrained weights serve, and say so.
+    /// Which kind of weights serves where there is no file: untrained ones, which say so. `decoder` is the paper's
+    /// vector over demonstrations; attention over neighbours where none is named, which is what trained best.
+    pub untrained: Option<VectorKind>,
+    /// A safetensors file of `schemas/weights.md`.
     pub weights: Option<PathBuf>,
 }
 
