@@ -1,4 +1,4 @@
-//! Means of rows of a table, as one operation with a gradient.
+//! Means of rows of a table, as one operation with a backward pass of its own.
 //!
 //! Of a list of ids only the mean of their rows is read. Gathered first, the rows of a history's categories would be
 //! the widest tensor of a whole batch, written and read several times over; here each row is added where it stands.

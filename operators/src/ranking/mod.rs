@@ -2,9 +2,8 @@
 //!
 //! `ids` are the inputs and `tables` the embeddings, `embedding_bag` their means, `backbones` the models, `layers`
 //! and `frozen` what they are built of, `loss` and `adam` what trains them, `weights` their file, `checkpoint` that
-//! of a training under way. Everything
-//! is drawn from a seed by name ([`random::Stream`]), so one seed gives the same weights on one machine, whatever
-//! the order of creation.
+//! of a training under way. Everything is drawn from a seed by name ([`random::Stream`]), so one seed gives the
+//! same weights on one machine, whatever the order of creation.
 //!
 //! `split`, `histories` and `segments` are what a data set becomes, `metrics` and `bootstrap` what is measured.
 
