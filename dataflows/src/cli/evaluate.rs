@@ -62,7 +62,7 @@ pub(super) struct Arguments {
     /// The log of CoTs that `ictflow cots` made: JSON Lines of a key and a record of the topic cot.
     #[arg(long, value_name = "FILE")]
     cots: Option<PathBuf>,
-    /// The LLM whose texts of that log count; needed where it has those of several.
+    /// The LLM whose texts of that log count, or the beginning of its name; needed where it has those of several.
     #[arg(long, value_name = "NAME", requires = "cots")]
     cots_model: Option<String>,
     /// Choose demonstrations by the published rule, to compare with the paper: an example may be its own, and those

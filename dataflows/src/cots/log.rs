@@ -268,11 +268,11 @@ impl CotLog {
         &self.versions
     }
 
-    /// The same log with the answers of one LLM alone, those of the template left out: of the model that is named, or
-    /// of the only one that has texts.
+    /// The same log with the answers of one LLM alone, those of the template left out: of the model whose name begins
+    /// so, or of the only one that has texts.
     ///
     /// # Errors
-    /// `Fatal` where the named model has no text here, or several have and none is named.
+    /// `Fatal` where no such model has a text here, or several have.
     pub fn of_model(mut self, name: Option<&str>) -> Result<Self> {
         let mut texts: BTreeMap<&str, usize> = BTreeMap::new();
         for answer in self.answers.values().filter(|answer| answer.text.is_some()) {
@@ -283,18 +283,22 @@ impl CotLog {
         let failed = |problem: String, hint: &'static str| {
             Err(Error::fatal(format!("choose the LLM of {}", self.path.display()), problem, hint))
         };
-        let model = match (name, texts.keys().next()) {
-            (Some(name), _) if texts.contains_key(name) => name.to_owned(),
-            (Some(name), _) => {
+        let passes = |model: &&str| match name {
+            Some(name) if texts.contains_key(name) => *model == name,
+            name => model.starts_with(name.unwrap_or_default()),
+        };
+        let named: Vec<&str> = texts.keys().copied().filter(passes).collect();
+        let model = match (named.as_slice(), name) {
+            ([only], _) => (*only).to_owned(),
+            ([], None) => return Ok(self),
+            ([], Some(name)) => {
                 let has = if all.is_empty() { "none of any LLM".to_owned() } else { all.join(", ") };
                 return failed(format!("it has no text of {name:?}, it has {has}"), "name one of these");
             }
-            (None, Some(_)) if texts.len() > 1 => {
-                let hint = "name the one that counts by --cots-model";
+            _ => {
+                let hint = "name the one that counts, or its beginning, by --cots-model";
                 return failed(format!("it has texts of several models: {}", all.join(", ")), hint);
             }
-            (None, Some(only)) => (*only).to_owned(),
-            (None, None) => return Ok(self),
         };
         let versions = &self.versions;
         self.answers.retain(|_, answer| versions[answer.version].llm_model == model);
@@ -396,9 +400,13 @@ mod tests {
             several.contains("larger (1 texts), m (1 texts)") && several.contains("--cots-model"),
             "{several}"
         );
-        let larger = chosen(Some("larger")).unwrap();
+        let larger = chosen(Some("la")).unwrap();
         assert_eq!((larger.text(&a), larger.text(&b)), (None, Some("of larger")));
         assert_eq!(larger.most(|_| true).map(|version| &*version.llm_model), Some("larger"));
+        log.append(&text_digest("e"), &of("larger still", ok("of another"))).unwrap();
+        log.sync().unwrap();
+        assert!(chosen(Some("larger")).unwrap().text(&b).is_some(), "the whole name names one");
+        assert!(chosen(Some("large")).is_err());
         let none = chosen(Some("broken")).unwrap_err().to_string();
         assert!(none.contains("no text of \"broken\"") && none.contains("m (1 texts)"), "{none}");
         assert!(CotLog::read(&folder.path().join("none")).unwrap().of_model(None).is_ok());

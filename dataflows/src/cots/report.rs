@@ -15,12 +15,14 @@ const DIMENSIONS: [(&str, fn(&Quality) -> f64); 5] = [
     ("consistency", |quality| quality.consistency),
 ];
 
-/// The first bytes of a long id.
-const SHOWN: usize = 16;
+/// What is shown of the long id of a model.
+pub fn beginning(id: &str) -> &str {
+    id.get(..16).unwrap_or(id)
+}
 
 /// The figures of a run: `possible` are the examples that may be asked, `first` those that were to be.
 pub fn run(asked: &Asked, version: &Version, first: usize, possible: usize) -> String {
-    let model = version.llm_model.get(..SHOWN).unwrap_or(&version.llm_model);
+    let model = beginning(&version.llm_model);
     let Asked { made, failed, resumed, resumed_failed, left, calls, tokens_in, tokens_out, time } = asked;
     let seconds = time.as_secs_f64();
     let rate = |count: f64| if seconds > 0.0 { count / seconds } else { 0.0 };
@@ -38,7 +40,7 @@ pub fn run(asked: &Asked, version: &Version, first: usize, possible: usize) -> S
 /// The distributions of the texts' quality with the means of the controls. Empty without a text.
 pub fn quality(judged: &Judged, encoder: &str) -> String {
     let mut out = String::new();
-    let encoder = encoder.get(..SHOWN).unwrap_or(encoder);
+    let encoder = beginning(encoder);
     for (name, value) in DIMENSIONS {
         let spread = |qualities: &[Quality]| Distribution::of(qualities.iter().map(value));
         let Some(own) = spread(&judged.own) else { return out };

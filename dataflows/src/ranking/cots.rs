@@ -13,6 +13,7 @@ use super::dataset::Prepared;
 use super::embeddings::Embeddings;
 use crate::cots::examples::Examples;
 use crate::cots::log::CotLog;
+use crate::cots::report::beginning;
 use crate::cots::texts::{shuffled, template, texts_of, version_of};
 use ictflow_connectors::encoder::Embed;
 use ictflow_connectors::{Error, Result};
@@ -118,7 +119,8 @@ impl Cots {
         }
         let mut figures = PoolFigures { demonstrations, paper_compat, ..PoolFigures::default() };
         if let Some((log, version)) = log.and_then(|log| Some((log, version_of(log, false)?))) {
-            figures.explained_by = Some(format!("{}, prompt {}", version.llm_model, version.prompt_version));
+            figures.explained_by =
+                Some(format!("{}, prompt {}", beginning(&version.llm_model), version.prompt_version));
             for place in (0..).zip(&pool).filter_map(|(place, pooled)| pooled.then_some(place)) {
                 let Some(answer) = log.get(&version.key(&examples.view(place, false))) else { continue };
                 figures.explained += 1;
