@@ -251,10 +251,9 @@ fn the_published_rule_looks_into_the_future_and_says_so() {
     let options = Options { training, ..options(out.path(), &["strong", "paper-nocot"], 1) };
     let told = |cots: &Cots| {
         let text = table::text(&evaluate(&prepared, cots, &options).unwrap());
-        (text.contains("chosen by the published rule"), text)
+        text.contains("chosen by the published rule")
     };
-    assert!(!told(&strict).0 && told(&published).0);
-    assert_ne!(told(&strict).1.lines().last(), None);
+    assert!(!told(&strict) && told(&published));
 }
 
 #[test]
