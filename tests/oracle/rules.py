@@ -479,9 +479,10 @@ class World:
             if item.exists:
                 item.creator = normalise(item.record["creator"] or "") or None
                 named = (normalise(name) for name in item.record["categories"])
-                item.categories = [name for name in dict.fromkeys(named) if name][:CATEGORIES]
-                if len(item.categories) < len(item.record["categories"]):
+                categories = [name for name in dict.fromkeys(named) if name]
+                if len(categories) < len(item.record["categories"]):
                     self.hits["repeated_or_empty_category"] += 1
+                item.categories = categories[:CATEGORIES]
 
     def _accept_candidates(self, records, count):
         for record in records:

@@ -25,7 +25,7 @@ use std::path::PathBuf;
         strong+rate      strong, and the item's plain like-rate and count of labels, without similarity\n  \
         votes            strong, and the votes of neighbours on the same item and of the same user\n  \
         votes-recent     as votes, of the most recent neighbours in the place of the most similar\n  \
-        votes-permuted   as votes, with labels that changed places and counts that stay: a control, it must lose the gain\n  \
+        votes-permuted   as votes, with labels that changed places (counts stay): a control, it must lose the gain\n  \
         attention        strong, and the attention vector over neighbours\n  \
         attention+votes  strong, votes and the attention vector\n  \
         decoder-CoT      strong, and the paper's decoder over demonstrations, with one of these CoTs\n  \

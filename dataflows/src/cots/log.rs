@@ -275,10 +275,11 @@ impl CotLog {
     /// `Fatal` where no such model has a text here, or several have.
     pub fn of_model(mut self, name: Option<&str>) -> Result<Self> {
         let mut texts: BTreeMap<&str, usize> = BTreeMap::new();
-        for answer in self.answers.values().filter(|answer| answer.text.is_some()) {
-            *texts.entry(&self.versions[answer.version].llm_model).or_default() += 1;
+        for (version, count) in self.versions.iter().zip(self.counts()) {
+            if count > 0 && version.llm_model != TEMPLATE {
+                *texts.entry(&version.llm_model).or_default() += count;
+            }
         }
-        texts.remove(TEMPLATE);
         let all = texts.iter().map(|(model, texts)| format!("{model} ({texts} texts)")).collect::<Vec<_>>();
         let failed = |problem: String, hint: &'static str| {
             Err(Error::fatal(format!("choose the LLM of {}", self.path.display()), problem, hint))
@@ -305,12 +306,18 @@ impl CotLog {
         Ok(self)
     }
 
-    /// The version with the most texts, of those that the filter passes; of several the one that came first.
-    pub fn most(&self, passes: impl Fn(&Version) -> bool) -> Option<&Version> {
-        let mut counts = vec![0_usize; self.versions.len()];
+    /// By version, how many texts it has.
+    fn counts(&self) -> Vec<usize> {
+        let mut counts = vec![0; self.versions.len()];
         for answer in self.answers.values().filter(|answer| answer.text.is_some()) {
             counts[answer.version] += 1;
         }
+        counts
+    }
+
+    /// The version with the most texts, of those that the filter passes; of several the one that came first.
+    pub fn most(&self, passes: impl Fn(&Version) -> bool) -> Option<&Version> {
+        let counts = self.counts();
         let passing = (0..counts.len()).filter(|&place| counts[place] > 0 && passes(&self.versions[place]));
         passing
             .max_by_key(|&place| (counts[place], std::cmp::Reverse(place)))

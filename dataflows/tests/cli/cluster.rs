@@ -1,14 +1,11 @@
 //! One job in several processes: the binary as coordinator and as host.
 
-use crate::support::{append, ended, events, parsed, recall, run, said, spawn, until, world};
+use crate::support::{FILES, append, ended, events, parsed, recall, run, said, spawn, until, world};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-
-const FILES: [&str; 6] =
-    ["--interactions", "clicks.jsonl", "--items", "items.jsonl", "--candidates", "recall.jsonl"];
 
 /// Addresses that nobody listens on.
 fn addresses(count: usize) -> Vec<String> {

@@ -1,6 +1,6 @@
 //! `explain`, as text and as JSON. What it says of stale texts and other prompts: `tests/tests/suite`.
 
-use crate::support::{DRY, dry, parsed, run, tail, world};
+use crate::support::{FILES, dry, parsed, run, tail, world};
 use serde_json::{Value, json};
 
 #[test]
@@ -11,9 +11,7 @@ fn a_vector_with_its_demonstrations_prompts_and_texts() {
     let config = "state = \"look\"\n[generator]\nkind = \"template\"\n[encoder]\nkind = \"hashed\"\n\
                   [ict]\nuntrained = \"decoder\"\n[telemetry]\nlisten = \"off\"\n";
     std::fs::write(path.join("job.toml"), config).unwrap();
-    let inputs = DRY.iter().position(|word| word.starts_with("--interactions")).unwrap();
-    let inputs = &DRY[inputs..DRY.len() - 2];
-    run(path, &[&["run", "--config", "job.toml"], inputs].concat()).good();
+    run(path, &[&["run", "--config", "job.toml"], &FILES[..]].concat()).good();
     let features = parsed(&tail(path, &[]));
     let fullest = features.iter().max_by_key(|line| line["value"]["k"].as_i64()).unwrap();
     let (user, item) = (fullest["key"][0].as_str().unwrap(), fullest["key"][1].as_str().unwrap());

@@ -160,6 +160,10 @@ pub fn world(steps: usize) -> tempfile::TempDir {
     folder
 }
 
+/// The arguments that name these files.
+pub const FILES: [&str; 6] =
+    ["--interactions", "clicks.jsonl", "--items", "items.jsonl", "--candidates", "recall.jsonl"];
+
 /// The arguments of a dry run on these files.
 pub const DRY: [&str; 10] = [
     "run",

@@ -1,13 +1,12 @@
-//! Weights that nobody trained: a job without a trained file serves these, and training starts from
-//! the same draws.
+//! Weights that nobody trained: a job without a trained file serves these, and its vectors say so. Training starts
+//! from the same draws.
 
 use super::error::WeightsError;
 use super::file::{Description, write};
 use super::shape::{Fill, Kind, Shape, Tensor};
 use crate::splitmix::SplitMix64;
 
-/// A safetensors file of untrained weights of the kind `decoder`: the same bytes for the same seed
-/// and shape, on every machine. A job without a trained file serves these, and its vectors say so.
+/// [`untrained_of`] the kind `decoder`.
 ///
 /// # Errors
 /// [`WeightsError::Limit`] for a shape out of range.

@@ -207,17 +207,17 @@ fn the_view_is_what_training_sees_at_the_event_clock() {
     assert!(neighbours > 1_000, "only {neighbours} neighbours were compared");
 }
 
+/// Ten users with the same ten items each.
+fn hundred_pairs() -> Changes<Input> {
+    let pair = |n: usize| (format!("u{}", n / 10).into(), format!("i{}", n % 10).into());
+    (0..100).map(|n| (Input::Pair(pair(n)), 1)).collect()
+}
+
 #[test]
 fn a_label_touches_only_the_pairs_of_its_item_and_its_user() {
     let mut world = World::new(1, 1_000);
-    let mut inputs = Changes::new();
-    for user in 0..10 {
-        for item in 0..10 {
-            inputs.push((Input::Pair((format!("u{user}").into(), format!("i{item}").into())), 1));
-        }
-    }
     world.now = 10;
-    assert_eq!(world.epoch(&[], inputs), 100);
+    assert_eq!(world.epoch(&[], hundred_pairs()), 100);
     // Known now.
     world.now = 20;
     assert_eq!(world.epoch(&[(labelled("u3", "i4", 12, 12, 0), 1)], Changes::new()), 19);
@@ -245,14 +245,11 @@ fn a_label_touches_only_the_pairs_of_its_item_and_its_user() {
 #[test]
 fn a_text_touches_the_pairs_of_its_item_and_of_those_who_have_it_in_the_ring() {
     let mut world = World::new(1, 1_000);
-    let mut inputs = Changes::new();
-    for user in 0..10 {
-        for item in 0..10 {
-            inputs.push((Input::Pair((format!("u{user}").into(), format!("i{item}").into())), 1));
-        }
-    }
     world.now = 20;
-    world.epoch(&[(labelled("u3", "i4", 12, 12, 0), 1), (labelled("u3", "new", 13, 13, 1), 1)], inputs);
+    world.epoch(
+        &[(labelled("u3", "i4", 12, 12, 0), 1), (labelled("u3", "new", 13, 13, 1), 1)],
+        hundred_pairs(),
+    );
     let text = |id: &str| -> Changes<Input> {
         let text = text_digest(id);
         let vector = Some(ItemVector { text, vector: [9, 2, 1].into() });

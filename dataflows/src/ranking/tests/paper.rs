@@ -240,12 +240,12 @@ fn the_published_rule_looks_into_the_future_and_says_so() {
     assert_ne!(strict.digest(&arms[1]), published.digest(&arms[1]), "other demonstrations are another cell");
     let times: Vec<i64> =
         prepared.samples().map(|sample| prepared.data.rows()[sample.row as usize].time).collect();
-    let [own_or_later, others] = [&strict, &published].map(|cots| {
+    let [by_strict, by_published] = [&strict, &published].map(|cots| {
         let found = Demonstrations::of(&prepared, cots, Delay::NONE).unwrap();
         let picks = (0..found.samples.len()).filter(|at| found.there[*at] > 0.0);
         picks.filter(|at| times[found.samples[*at] as usize] >= times[at / DEMONSTRATIONS]).count()
     });
-    assert!(own_or_later == 0 && others > 100, "{own_or_later} and {others} aren't earlier");
+    assert!(by_strict == 0 && by_published > 100, "{by_strict} and {by_published} aren't earlier");
     let out = tempfile::tempdir().unwrap();
     let training = Training { epochs: 1, ..TRAINING };
     let options = Options { training, ..options(out.path(), &["strong", "paper-nocot"], 1) };
